@@ -27,6 +27,15 @@ class Cuts(Part):
     edge: int = Field(ge=0)
     cloud: int = Field(ge=0)
 
+    def layers(self, tier: Tier, count: int) -> range:
+        """The layers of a tier in a model of `count`."""
+        spans: dict[Tier, range] = {
+            "edge": range(self.edge),
+            "cloud": range(self.edge, self.cloud),
+            "device": range(self.cloud, count),
+        }
+        return spans[tier]
+
 
 class FileEntry(Part):
     """One file of a tier: its bytes are known before it is opened."""

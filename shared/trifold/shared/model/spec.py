@@ -17,7 +17,7 @@ class Rope(Part):
     """Rotary position embedding over `dim` values of a head, rotate-half order.
 
     `inverse_frequencies` (dim/2 values) and `scale` (which multiplies cos and sin) already contain whatever
-    scaling (yarn, llama3, linear) the config asked for, so that nobody after the family adapter needs to know it.
+    scaling (yarn, llama3, linear) the config asked for: nobody after the family adapter needs to know it.
     """
 
     dim: int
@@ -29,8 +29,8 @@ class Rope(Part):
 class GroupedAttention(Part):
     """Grouped-query attention; multi-head is kv_heads == heads.
 
-    `qk_norm` is an RMSNorm on queries and keys before the rotation: over each head, or over all heads at once.
-    `clip` bounds q, k and v to ±clip before the norm (OLMoE's clip_qkv).
+    `qk_norm` is an RMSNorm on queries and keys before the rotation: over each head, or over all at once.
+    `clip` bounds q, k and v to ±clip, after that norm and before the rotation (OLMoE's clip_qkv).
     """
 
     kind: Literal["grouped"] = "grouped"
@@ -47,7 +47,8 @@ class GroupedAttention(Part):
 class LatentAttention(Part):
     """Multi-head latent attention of DeepSeek-V2 and V3; `q_rank` is None where queries are not compressed.
 
-    A head's query and key are `nope_dim` values without and `rope_dim` values with rotation.
+    A head's query and key are `nope_dim` values without and `rope_dim` values with rotation. `norm_eps` is of
+    the RMSNorms over the latents. `bias` is on q_a (where there is one), kv_a and the output projection.
     """
 
     kind: Literal["latent"] = "latent"
@@ -58,6 +59,7 @@ class LatentAttention(Part):
     rope_dim: int
     v_dim: int
     softmax_scale: float
+    norm_eps: float = 1e-6
     bias: bool = False
 
 

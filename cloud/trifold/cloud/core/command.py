@@ -1,0 +1,57 @@
+"""`trifold cloud serve`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trifold.cloud.core.service import CoreService
+from trifold.shared.bundle.manifest import Manifest
+from trifold.shared.config import CloudSettings
+from trifold.shared.runtime.shard import Shard
+from trifold.shared.session.server import serve as serve_tier
+from trifold.shared.session.startup import load_tier
+
+cloud = typer.Typer(no_args_is_help=True)
+
+
+@cloud.callback()
+def _cloud() -> None:
+    """The cloud: the core of the model."""
+
+
+@cloud.command()
+def serve(
+    bundle: Annotated[Path | None, CloudSettings.flag("bundle")] = None,
+    listen: Annotated[str | None, CloudSettings.flag("listen")] = None,
+    kv_memory: Annotated[str | None, CloudSettings.flag("kv_memory")] = None,
+    threads: Annotated[int | None, CloudSettings.flag("threads")] = None,
+    inexact: Annotated[bool | None, CloudSettings.flag("inexact")] = None,
+    lease: Annotated[float | None, CloudSettings.flag("lease")] = None,
+    grace: Annotated[float | None, CloudSettings.flag("grace")] = None,
+    log_level: Annotated[str | None, CloudSettings.flag("log_level")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file of settings. [TRIFOLD_CONFIG]")
+    ] = None,
+) -> None:
+    """Serve the core of a bundle to edges, until SIGTERM."""
+    settings = CloudSettings.load(
+        config,
+        bundle=bundle,
+        listen=listen,
+        kv_memory=kv_memory,
+        threads=threads,
+        inexact=inexact,
+        lease=lease,
+        grace=grace,
+        log_level=log_level,
+    )
+    asyncio.run(_serve(settings, *load_tier(settings, "cloud")))
+
+
+async def _serve(settings: CloudSettings, manifest: Manifest, shard: Shard) -> None:
+    service = CoreService(shard, manifest, memory=settings.kv_memory, lease=settings.lease)
+    await serve_tier(service, settings.listen, grace=settings.grace)

@@ -1,0 +1,85 @@
+"""GroupQueryAttention in a form that gives each row the same bits in every chunking.
+
+ONNX Runtime computes attention by matrix products, whose last bits depend on their shape in two ways:
+  - a product of one row takes another path than one of two or more, also when a tile of rows ends with one;
+  - with heads wider than 128 the sum over a head is cut in two, unless there are at most 64 keys.
+So the operator gets at least one row more than it is asked for, copies of the last one, and whoever runs the
+graph adds more of them while a wide head would have 64 keys or fewer (trifold.shared.runtime.places). Their keys
+lie behind all others, where nothing that counts can see them, and the next step overwrites them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from trifold.cloud.split.graph.builder import FLOAT, MICROSOFT, Builder
+
+
+@dataclass(frozen=True)
+class Places:
+    """The inputs of a graph that say where its rows stand.
+
+    `attend` (1, rows + copies) picks the rows and the copies of the last; `rows` (1) is how many rows there are;
+    `last` (1) and `total` () are the last position used by a copy and the count of them; `cos` and `sin`
+    (positions, half) are the rotation.
+    """
+
+    attend: ir.Value
+    rows: ir.Value
+    last: ir.Value
+    total: ir.Value
+    cos: ir.Value
+    sin: ir.Value
+
+    @classmethod
+    def inputs(cls, builder: Builder, half: int) -> Places:
+        return cls(
+            attend=builder.input("attend", ir.DataType.INT64, [1, "attended"]),
+            rows=builder.input("row_count", ir.DataType.INT64, [1]),
+            last=builder.input("last_position", ir.DataType.INT32, [1]),
+            total=builder.input("position_count", ir.DataType.INT32, []),
+            cos=builder.input("cos", FLOAT, ["positions", half]),
+            sin=builder.input("sin", FLOAT, ["positions", half]),
+        )
+
+
+@dataclass(frozen=True)
+class Heads:
+    """`query` heads over `key` heads, of `size` values, of which `value` are the head's output."""
+
+    query: int
+    key: int
+    size: int
+    value: int
+    softmax_scale: float
+
+
+def attend(builder: Builder, qkv: ir.Value, layer: int, heads: Heads, places: Places) -> ir.Value:
+    """Attention of rows qkv (rows, (query + 2 · key) · size) over the cache of a layer: (rows, query · value)."""
+    cache = [1, heads.key, "slots", heads.size]
+    past = [builder.input(f"past_{kind}_{layer}", FLOAT, cache) for kind in ("key", "value")]
+    out, *present = builder.op_of(
+        3,
+        "GroupQueryAttention",
+        builder.op("Gather", qkv, places.attend, axis=0),
+        None,
+        None,
+        *past,
+        places.last,
+        places.total,
+        places.cos,
+        places.sin,
+        domain=MICROSOFT,
+        num_heads=heads.query,
+        kv_num_heads=heads.key,
+        do_rotary=1,
+        scale=heads.softmax_scale,
+    )
+    for kind, value in zip(("key", "value"), present, strict=True):
+        builder.output(value, f"present_{kind}_{layer}", cache)
+    rows = builder.op("Slice", out, builder.ints(0), places.rows, builder.ints(1))
+    if heads.size != heads.value:
+        rows = builder.first(builder.reshape(rows, -1, heads.query, heads.size), heads.value, axis=2)
+    return builder.reshape(rows, -1, heads.query * heads.value)

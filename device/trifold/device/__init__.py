@@ -1,0 +1,11 @@
+"""The device's SDK: clients that generate text with the device's part of a model here, the rest elsewhere."""
+
+from trifold.device.client.async_client import AsyncClient
+from trifold.device.client.chat import Message
+from trifold.device.client.client import Client
+from trifold.device.client.generation import Chunk
+from trifold.device.client.trace import Trace
+from trifold.shared import errors
+from trifold.shared.runtime.sampling import Sampling
+
+__all__ = ["AsyncClient", "Chunk", "Client", "Message", "Sampling", "Trace", "errors"]

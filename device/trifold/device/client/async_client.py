@@ -1,0 +1,194 @@
+"""The SDK's client: one bundle's device part, and a channel to the edge."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from weakref import WeakSet
+
+import grpc.aio
+from tokenizers import Tokenizer
+
+from trifold.device.client.chat import ChatTemplate, Message
+from trifold.device.client.generation import Generation
+from trifold.device.client.journal import Journal, Request
+from trifold.device.client.link import Link
+from trifold.device.client.tail import Tail
+from trifold.device.client.text import Transcript
+from trifold.proto.v1 import session_pb2 as pb
+from trifold.proto.v1.session_pb2_grpc import EdgeServiceStub
+from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.errors import DamagedFile, DigestMismatch, InvalidRequest, NotExact, PromptTooLong
+from trifold.shared.runtime.codec import RowCodec
+from trifold.shared.runtime.sampling import Sampling
+from trifold.shared.runtime.shard import Shard
+from trifold.shared.session.channel import connect
+from trifold.shared.session.status import from_rpc_error
+
+
+class AsyncClient:
+    """Generates text with the device shard of a bundle here and the rest behind an edge.
+
+    Any number of generations may run at once. Make it where an event loop runs, and use it as an
+    asynchronous context manager. `timeout` is for how many seconds an edge may be silent, or away once lost.
+    """
+
+    def __init__(
+        self,
+        edge: str = "127.0.0.1:50061",
+        *,
+        bundle: Path | str,
+        timeout: float = 30.0,
+        threads: int = 0,
+        inexact: bool = False,
+    ) -> None:
+        """Loads the device part of the bundle in the folder `bundle`, or in its subfolder `device`.
+
+        Raises DamagedFile naming the file that is not what the manifest says, NotExact when the numerics
+        self-test fails here and `inexact` is not given.
+        """
+        self._folder = TierFolder.open(Path(bundle), "device")
+        self._serving = self._folder.manifest.serving
+        self._codec = RowCodec(self._serving.codec, self._serving.spec.hidden)
+        self._shard = Shard.load(self._folder, threads=threads)
+        if not (self._shard.exact or inexact):
+            raise NotExact("this processor does not give the bits of the monolith; allow that with --inexact")
+        self._tokenizer = _tokenizer(self._folder)
+        self._edge = edge
+        self._timeout = timeout
+        self._engine = ThreadPoolExecutor(1, thread_name_prefix="trifold-device")
+        self._channel = connect(edge)
+        self._stub = EdgeServiceStub(self._channel)
+        self._running: WeakSet[Generation] = WeakSet()
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        eos: Sequence[int] | None = None,
+        journal: Path | None = None,
+    ) -> Generation:
+        """Continues a text, or token ids, by at most `max_tokens` tokens.
+
+        It ends at a token of `eos` (the model's own unless given) or where a string of `stop` begins.
+        What is committed goes to the file `journal`, for resume(). The same arguments give the same tokens.
+
+        Raises PromptTooLong when the model has not that many positions, InvalidRequest for a parameter out of
+        range or a journal that exists.
+        """
+        ids = self._encode(prompt)
+        spec = self._serving.spec
+        if max_tokens < 1:
+            raise InvalidRequest(f"max_tokens is {max_tokens}: it must be 1 or above")
+        if len(ids) + max_tokens > spec.max_positions:
+            asked = f"a prompt of {len(ids)} tokens and max_tokens {max_tokens}"
+            raise PromptTooLong(f"{asked} do not fit the {spec.max_positions} positions of the model")
+        request = Request(
+            serving_digest=self._folder.manifest.serving_digest,
+            prompt=ids,
+            sampling=Sampling(temperature, top_k, top_p, seed),
+            max_tokens=max_tokens,
+            stop=_stop_strings(stop),
+            eos=tuple(spec.eos_ids if eos is None else eos),
+        )
+        return self._generation(Journal(request, journal))
+
+    def resume(self, journal: Path) -> Generation:
+        """Goes on with a generation of an earlier process; its first chunk holds what was committed before.
+
+        Raises DamagedFile naming the line, DigestMismatch when the journal belongs to another bundle,
+        InvalidRequest when another process uses it.
+        """
+        opened = Journal.open(journal)
+        theirs, ours = opened.request.serving_digest, self._folder.manifest.serving_digest
+        if theirs != ours:
+            opened.close()
+            raise DigestMismatch(f"{journal} was written with bundle {theirs[:12]}, this one is {ours[:12]}")
+        return self._generation(opened)
+
+    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of a chat that the assistant is to go on with.
+
+        Raises UnsupportedModel when the model has no chat template.
+        """
+        config = json.loads(self._folder.read("tokenizer_config.json"))
+        text = ChatTemplate(config).render(messages)
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    async def describe(self) -> pb.DescribeResponse:
+        """What the edge serves, its limits and load, and the tiers behind it."""
+        try:
+            return await self._stub.Describe(pb.DescribeRequest(), timeout=self._timeout)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, f"the edge at {self._edge}") from None
+
+    async def aclose(self) -> None:
+        """Ends what still runs and lets the edge know."""
+        await asyncio.gather(*(generation.aclose() for generation in self._running))
+        await self._channel.close(grace=1.0)
+        self._engine.shutdown()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        ids = self._tokenizer.encode(prompt).ids if isinstance(prompt, str) else prompt
+        if not ids:
+            raise InvalidRequest("the prompt is empty")
+        vocab = self._serving.spec.vocab
+        if wrong := [token for token in ids if not 0 <= token < vocab]:
+            raise InvalidRequest(f"token {wrong[0]} of the prompt is not one of the model's {vocab}")
+        return tuple(ids)
+
+    def _generation(self, journal: Journal) -> Generation:
+        device = pb.TierInfo(
+            tier="device",
+            fingerprint=self._shard.fingerprint,
+            provider=self._shard.provider,
+            exact=self._shard.exact,
+        )
+        link = Link(
+            self._stub.Session,
+            self._edge,
+            journal,
+            device,
+            every_row=self._shard.attends,
+            timeout=self._timeout,
+        )
+        tail = Tail(self._shard, self._codec, journal, self._engine)
+        generation = Generation(journal, tail, link, Transcript(self._tokenizer, journal.request))
+        self._running.add(generation)
+        return generation
+
+
+def _tokenizer(folder: TierFolder) -> Tokenizer:
+    try:
+        tokenizer: Tokenizer = Tokenizer.from_buffer(folder.read("tokenizer.json"))
+    except Exception as error:  # the library raises nothing narrower
+        raise DamagedFile(f"tokenizer.json of the device is not a tokenizer: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if "" in stops:
+        raise InvalidRequest("a stop string is empty: it would stop before the first token")
+    return stops

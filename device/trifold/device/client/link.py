@@ -1,0 +1,151 @@
+"""The link to the edge: steps out, rows back, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Final, Self
+
+from trifold.device.client.call import Call, SessionCall
+from trifold.device.client.journal import Journal
+from trifold.device.client.stream import Delivery, Stream
+from trifold.proto.v1 import session_pb2 as pb
+from trifold.shared.errors import Cancelled, DeadlineExceeded, Overloaded, TrifoldError, Unavailable
+
+_PASSES: Final = (Unavailable, Overloaded)
+"""What waiting may help against: a lost tier or connection, and a tier that was lost and is full now."""
+
+_SHORTEST_PAUSE: Final = 0.02
+_LONGEST_PAUSE: Final = 1.0
+
+
+class Link:
+    """A session on the edge that outlives the loss of the edge, of the core, and of every connection.
+
+    After a loss it opens the session again with a higher epoch and goes on from the first position that any
+    tier lacks. It gives up after `timeout` seconds without progress; a first open that fails is not repeated.
+    """
+
+    def __init__(
+        self,
+        call: Callable[..., SessionCall],
+        edge: str,
+        journal: Journal,
+        device: pb.TierInfo,
+        *,
+        every_row: bool,
+        timeout: float,
+    ) -> None:
+        """`call` begins a call of EdgeService.Session; `every_row` says that this device gets all rows."""
+        self._tiers: list[pb.TierInfo] = [device]
+        self._call = call
+        self._edge = edge
+        self._journal = journal
+        self._device = device
+        self._every_row = every_row
+        self._timeout = timeout
+        self._stream: Stream | None = None
+        self._opened = False
+        self._reached = 0
+        self._trouble_since: float | None = None
+        self._patience: asyncio.Timeout | None = None
+        self._given_up = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream:
+            await asyncio.shield(self._stream.begin_close())
+
+    @property
+    def exact(self) -> bool:
+        """Whether every tier has passed its numerics self-test."""
+        return all(tier.exact for tier in self._tiers)
+
+    async def receive(self, needed: int) -> Delivery:
+        """The answer to the next step of the journal's tokens, of which it sends as many ahead as it may.
+
+        `needed` is the first position whose row this device has not used yet.
+        Raises Cancelled after give_up(), DeadlineExceeded when the edge is silent, Unavailable when a tier is
+        not there or stays away, and at once whatever else the edge refuses.
+        """
+        while True:
+            async with self._within_patience():
+                try:
+                    stream = self._stream or await self._open(needed)
+                    await stream.send_ahead(self._journal.ids)
+                    delivery = await stream.take()
+                    self._note_progress(delivery)
+                    return delivery
+                except _PASSES as loss:
+                    await self._pause(loss)
+
+    def give_up(self) -> None:
+        """Ends the wait in receive(), now or when it is next called."""
+        self._given_up = True
+        if self._patience:
+            self._patience.reschedule(0)
+        elif self._stream:
+            self._stream.begin_close()
+
+    async def _open(self, needed: int) -> Stream:
+        request = self._journal.request
+        opening = pb.Open(
+            session=bytes.fromhex(request.session),
+            epoch=self._journal.raise_epoch(),
+            serving_digest=request.serving_digest,
+            capacity=request.capacity,
+            sampling=pb.Sampling(
+                temperature=request.sampling.temperature,
+                top_k=request.sampling.top_k,
+                top_p=request.sampling.top_p,
+                seed=request.sampling.seed,
+            ),
+        )
+        call = Call(self._call(wait_for_ready=self._opened), self._edge)
+        self._stream = Stream(call, opening, every_row=self._every_row)
+        opened = await self._stream.open(needed)
+        self._opened = True
+        self._tiers = [*opened.tiers, self._device]
+        self._stream.changed = self._journal.note_fingerprints({t.tier: t.fingerprint for t in self._tiers})
+        return self._stream
+
+    def _note_progress(self, delivery: Delivery) -> None:
+        """Only new positions count: a step that brings a tier down each time is not repeated for ever."""
+        if delivery.end > self._reached:
+            self._reached = delivery.end
+            self._trouble_since = None
+
+    async def _pause(self, loss: TrifoldError) -> None:
+        """Waits before the next attempt: at first hardly, later a tenth of the time that has passed."""
+        self._stream = None
+        if not self._opened:
+            raise loss
+        now = asyncio.get_running_loop().time()
+        self._trouble_since = self._trouble_since or now
+        passed = now - self._trouble_since
+        if passed > self._timeout:
+            raise Unavailable(f"gave up after {passed:.0f} s without progress: {loss.message}") from loss
+        pause = min(max(passed / 10, loss.retry_after or _SHORTEST_PAUSE), _LONGEST_PAUSE)
+        await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+
+    @asynccontextmanager
+    async def _within_patience(self) -> AsyncIterator[None]:
+        if self._given_up:
+            raise Cancelled("the generation was cancelled")
+        try:
+            async with asyncio.timeout(self._timeout) as self._patience:
+                yield
+        except TimeoutError:
+            if self._given_up:
+                raise Cancelled("the generation was cancelled") from None
+            waited = f"the edge at {self._edge} gave no answer within {self._timeout:g} s"
+            raise DeadlineExceeded(waited) from None
+        finally:
+            self._patience = None

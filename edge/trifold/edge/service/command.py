@@ -1,0 +1,63 @@
+"""`trifold edge serve`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trifold.edge.service.service import EdgeService
+from trifold.edge.service.upstream import Core
+from trifold.shared.bundle.manifest import Manifest
+from trifold.shared.config import EdgeSettings
+from trifold.shared.runtime.shard import Shard
+from trifold.shared.session.server import serve as serve_tier
+from trifold.shared.session.startup import load_tier
+
+edge = typer.Typer(no_args_is_help=True)
+
+
+@edge.callback()
+def _edge() -> None:
+    """The edge: the first layers of the model, between devices and the cloud."""
+
+
+@edge.command()
+def serve(
+    bundle: Annotated[Path | None, EdgeSettings.flag("bundle")] = None,
+    core: Annotated[str | None, EdgeSettings.flag("core")] = None,
+    listen: Annotated[str | None, EdgeSettings.flag("listen")] = None,
+    timeout: Annotated[float | None, EdgeSettings.flag("timeout")] = None,
+    kv_memory: Annotated[str | None, EdgeSettings.flag("kv_memory")] = None,
+    threads: Annotated[int | None, EdgeSettings.flag("threads")] = None,
+    inexact: Annotated[bool | None, EdgeSettings.flag("inexact")] = None,
+    lease: Annotated[float | None, EdgeSettings.flag("lease")] = None,
+    grace: Annotated[float | None, EdgeSettings.flag("grace")] = None,
+    log_level: Annotated[str | None, EdgeSettings.flag("log_level")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file of settings. [TRIFOLD_CONFIG]")
+    ] = None,
+) -> None:
+    """Serve the edge of a bundle to devices, in front of a core, until SIGTERM."""
+    settings = EdgeSettings.load(
+        config,
+        bundle=bundle,
+        core=core,
+        listen=listen,
+        timeout=timeout,
+        kv_memory=kv_memory,
+        threads=threads,
+        inexact=inexact,
+        lease=lease,
+        grace=grace,
+        log_level=log_level,
+    )
+    asyncio.run(_serve(settings, *load_tier(settings, "edge")))
+
+
+async def _serve(settings: EdgeSettings, manifest: Manifest, shard: Shard) -> None:
+    core = Core(settings.core, settings.timeout)
+    service = EdgeService(shard, manifest, core, memory=settings.kv_memory, lease=settings.lease)
+    await serve_tier(service, settings.listen, grace=settings.grace)

@@ -1,0 +1,94 @@
+"""TierFolder: the files of one tier, each checked against the manifest on the way into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from trifold.shared.bundle.manifest import FileEntry, Manifest, Tier
+from trifold.shared.errors import DamagedFile
+
+MANIFEST: Final = "manifest.json"
+
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_REMEDY: Final = "copy the folder again from where the bundle was made, or split again"
+
+
+class TierFolder:
+    """A tier's folder whose manifest is sound and whose files are there in the right size.
+
+    `read` is the only way to a file's bytes, and gives none that do not have the hash of the manifest.
+    """
+
+    def __init__(self, path: Path, tier: Tier, manifest: Manifest) -> None:
+        self.path = path
+        self.tier: Tier = tier
+        self.manifest = manifest
+        self.files = manifest.serving.files[tier]
+
+    @classmethod
+    def open(cls, path: Path, tier: Tier) -> TierFolder:
+        """Open `path`, the root of a bundle or the folder of this tier.
+
+        Raises DamagedFile naming the file that is missing, linked, of a wrong size or not what it should be.
+        """
+        own = path / tier if (path / tier / MANIFEST).exists() else path
+        manifest = _manifest(own / MANIFEST)
+        if tier not in manifest.serving.files:
+            raise DamagedFile(f"{own / MANIFEST}: lists no files for the tier {tier}")
+        folder = cls(own, tier, manifest)
+        for name, entry in folder.files.items():
+            os.close(folder._open(name, entry))
+        return folder
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.files
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file of this tier. Raises DamagedFile when they are not those of the manifest."""
+        if name not in self.files:
+            raise DamagedFile(f"{self.path / name}: is not listed in {MANIFEST}; {_REMEDY}")
+        entry = self.files[name]
+        with os.fdopen(self._open(name, entry), "rb") as file:
+            data = file.read(entry.size)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise DamagedFile(f"{self.path / name}: the contents are not those of the manifest; {_REMEDY}")
+        return data
+
+    def _open(self, name: str, entry: FileEntry) -> int:
+        """A descriptor of a regular file of the right size, right here: no link leads elsewhere."""
+        path = self.path / name
+        if not _PLAIN_NAME.fullmatch(name):
+            raise DamagedFile(f"{self.path / MANIFEST}: {name!r} is not the name of a file in the same folder")
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            reason = "is a symbolic link" if path.is_symlink() else f"cannot be read: {error.strerror}"
+            raise DamagedFile(f"{path}: {reason}; {_REMEDY}") from error
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode) and found.st_size == entry.size:
+            return descriptor
+        os.close(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise DamagedFile(f"{path}: is not a file; {_REMEDY}")
+        raise DamagedFile(f"{path}: has {found.st_size} bytes instead of {entry.size}; {_REMEDY}")
+
+
+def _manifest(path: Path) -> Manifest:
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DamagedFile(f"{path}: cannot be read: {error.strerror}; is this a bundle?") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DamagedFile(f"{path}: {where or 'the file'}: {first['msg']}; {_REMEDY}") from error
+    if manifest.serving.digest() != manifest.serving_digest:
+        raise DamagedFile(f"{path}: the serving digest is not that of the contents; {_REMEDY}")
+    return manifest

@@ -1,0 +1,237 @@
+"""Settings of the tiers: flags over TRIFOLD_* variables over a TOML file over defaults.
+
+The classes here are the one table of settings: flags take their help from it, the documentation its rows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+
+import typer
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, ValidationError
+
+from trifold.shared.errors import ConfigError
+
+
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{value!r} is not HOST:PORT")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class TierSettings(BaseModel):
+    """What every tier has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    section: ClassVar[str]
+
+    bundle: Path = Field(description="Folder of the bundle, or of this tier's part of it.")
+    threads: int = Field(0, ge=0, description="Threads of the engine; 0 is one per core.")
+    inexact: bool = Field(False, description="Run even where the numerics self-test fails.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "warning", description="Least level logged."
+    )
+
+    @classmethod
+    def load(cls, config: Path | None = None, **flags: object) -> Self:
+        """The settings of one tier; flags that are None count as not given.
+
+        `config` is the TOML file; without it TRIFOLD_CONFIG, then ./trifold.toml where there is one.
+        Raises ConfigError naming the flag, variable or line that is wrong.
+        """
+        given = _from_file(config).get(cls.section, {})
+        given |= {
+            name: Given(os.environ[cls.variable(name)], cls.variable(name))
+            for name in cls.model_fields
+            if cls.variable(name) in os.environ
+        }
+        given |= {
+            name: Given(value, cls.spelling(name)) for name, value in flags.items() if value is not None
+        }
+        try:
+            return cls.model_validate({name: value for name, (value, _) in given.items()})
+        except ValidationError as error:
+            raise ConfigError(cls._explain(error, given)) from None
+
+    @classmethod
+    def variable(cls, name: str) -> str:
+        return f"TRIFOLD_{cls.section}_{name}".upper()
+
+    @classmethod
+    def spelling(cls, name: str) -> str:
+        """How a setting is given on the command line."""
+        return "--" + name.replace("_", "-")
+
+    @classmethod
+    def flag(cls, name: str) -> Any:
+        """The typer.Option (or typer.Argument) of a setting; the parameter's own default must be None."""
+        field, spelling = cls.model_fields[name], cls.spelling(name)
+        help_ = f"{field.description} [{cls.variable(name)}; default: {cls.default_of(name)}]"
+        if not spelling.startswith("--"):
+            return typer.Argument(help=help_, show_default=False)
+        if field.annotation is bool:
+            spelling = f"{spelling}/--no-{spelling[2:]}"
+        return typer.Option(spelling, help=help_, show_default=False)
+
+    @classmethod
+    def default_of(cls, name: str) -> str:
+        field = cls.model_fields[name]
+        match field.default:
+            case _ if field.is_required():
+                return "must be given"
+            case bool(value):
+                return "yes" if value else "no"
+            case ByteSize() as value:
+                return value.human_readable()
+            case value:
+                return f"{value:g}" if isinstance(value, float) else str(value)
+
+    @classmethod
+    def _explain(cls, error: ValidationError, given: dict[str, Given]) -> str:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            where = f"{cls.spelling(name)}, {cls.variable(name)} or {name} in [{cls.section}] of trifold.toml"
+            return f"{name} of the {cls.section} is not set: give {where}"
+        return f"{given[name].where} is {given[name].value!r}: {message}"
+
+
+class ServiceSettings(TierSettings):
+    """What the two services share."""
+
+    @classmethod
+    def spelling(cls, name: str) -> str:
+        return "BUNDLE" if name == "bundle" else super().spelling(name)
+
+    listen: Address
+    kv_memory: ByteSize = Field(
+        ByteSize(2 * 1024**3),
+        description="Most memory for the KV caches of all sessions, such as 512MiB or 8GiB.",
+    )
+    lease: float = Field(30.0, gt=0, description="Seconds that a session without a stream is kept.")
+    grace: float = Field(
+        10.0, ge=0, description="Seconds that running sessions get to end when the service stops."
+    )
+
+
+class CloudSettings(ServiceSettings):
+    """`trifold cloud serve`."""
+
+    section = "cloud"
+
+    listen: Address = Field("127.0.0.1:50060", description="HOST:PORT to serve on; port 0 takes a free one.")
+
+
+class EdgeSettings(ServiceSettings):
+    """`trifold edge serve`."""
+
+    section = "edge"
+
+    listen: Address = Field("127.0.0.1:50061", description="HOST:PORT to serve on; port 0 takes a free one.")
+    core: Address = Field("127.0.0.1:50060", description="HOST:PORT of the cloud.")
+    timeout: float = Field(30.0, gt=0, description="Seconds to wait for an answer of the cloud.")
+
+
+class DeviceSettings(TierSettings):
+    """`trifold generate` and `trifold chat`."""
+
+    section = "device"
+
+    edge: Address = Field("127.0.0.1:50061", description="HOST:PORT of the edge.")
+    timeout: float = Field(30.0, gt=0, description="Seconds to wait for an answer of the edge.")
+
+
+SETTINGS: tuple[type[TierSettings], ...] = (CloudSettings, EdgeSettings, DeviceSettings)
+
+
+class Given(NamedTuple):
+    """A value and where it was given."""
+
+    value: object
+    where: str
+
+
+def table() -> str:
+    """The table of all settings, in Markdown."""
+    lines = ["| TOML | Flag | Variable | Default | Meaning |", "| --- | --- | --- | --- | --- |"]
+    for settings in SETTINGS:
+        for name, field in settings.model_fields.items():
+            cells = (
+                f"`[{settings.section}] {name}`",
+                f"`{settings.spelling(name)}`",
+                f"`{settings.variable(name)}`",
+            )
+            lines.append(f"| {' | '.join(cells)} | {settings.default_of(name)} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _from_file(config: Path | None) -> dict[str, dict[str, Given]]:
+    """Every section of the file; unknown sections and keys are refused, whichever tier asks."""
+    named = config or os.environ.get("TRIFOLD_CONFIG")
+    path = Path(named or "trifold.toml")
+    if not named and not path.exists():
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    known = {settings.section: settings for settings in SETTINGS}
+    for section, values in content.items():
+        if section not in known or not isinstance(values, dict):
+            raise _unknown(path, _line(text, section), f"section [{section}]", section, list(known))
+        for name in values:
+            if name not in known[section].model_fields:
+                where = _line(text, name, section)
+                what = f"setting {name!r} in [{section}]"
+                raise _unknown(path, where, what, name, list(known[section].model_fields))
+    return {
+        section: {
+            name: Given(value, f"{path} line {_line(text, name, section)}, {name},")
+            for name, value in values.items()
+        }
+        for section, values in content.items()
+    }
+
+
+def _unknown(path: Path, line: int, what: str, name: str, known: list[str]) -> ConfigError:
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    return ConfigError(f"{path} line {line}: there is no {what}; {hint}")
+
+
+def _line(text: str, name: str, section: str | None = None) -> int:
+    """The line where `name` is set in `section`, or where a section (or bare key) of that name begins."""
+    current = None
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\s*([^\]\s]+)\s*\]", line):
+            current = header[1].strip("'\"")
+            if section is None and current == name:
+                return number
+        elif current == section and re.match(rf"""\s*["']?{re.escape(name)}["']?\s*[=.]""", line):
+            return number
+    return 1
+
+
+def _main(page: Path) -> None:
+    """Writes the table into a page of the documentation, between its marks."""
+    before, _, rest = page.read_text().partition("<!-- settings -->\n")
+    _, _, after = rest.partition("<!-- /settings -->")
+    page.write_text(f"{before}<!-- settings -->\n{table()}<!-- /settings -->{after}")
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

@@ -1,0 +1,202 @@
+"""Shard: what one tier computes, and Cache: the keys and values it keeps for a session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.manifest import Tier
+from trifold.shared.errors import InvalidRequest, OutOfSequence, TrifoldError
+from trifold.shared.model.heads import HeadLayout
+from trifold.shared.runtime.engine import PROVIDER, WEIGHTS, load
+from trifold.shared.runtime.fingerprint import fingerprint
+from trifold.shared.runtime.rotation import rotation
+from trifold.shared.runtime.selftest import prove
+
+Rows = NDArray[np.float32]
+Tokens = NDArray[np.int64]
+
+MODEL: Final = "model.onnx"
+
+WIDE_HEAD: Final = 128
+"""Heads of more values than this are summed in two parts, unless there are at most 64 keys."""
+
+_REMEMBERED: Final = 4
+"""Shapes of calls whose memory a cache keeps: those of decoding and of the chunks of a prompt."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """Memory that is bound to the inputs and outputs of a graph, for calls of one shape."""
+
+    binding: ort.IOBinding
+    inputs: NDArray[Any]
+    output: Rows
+    last_position: NDArray[np.int32]
+    position_count: NDArray[np.int32]
+
+
+class Cache:
+    """Keys and values of the positions [0, have) of a session, with room for `capacity`.
+
+    Made by a shard, good for that one alone and for one call at a time.
+    """
+
+    def __init__(self, capacity: int, bound: dict[str, ort.OrtValue]) -> None:
+        self.capacity = capacity
+        self.have = 0
+        self.bound = bound
+        self.calls: dict[tuple[int, ...], Call] = {}
+
+
+class Shard:
+    """A tier of a bundle, loaded and tested.
+
+    `attends` says whether it has attention layers, and so needs every row of a session, in order; `exact` whether
+    the self-test found that rows do not depend on how they are cut into calls.
+    """
+
+    def __init__(self, folder: TierFolder, *, threads: int = 0) -> None:
+        """Loads without proving; `load` does both."""
+        serving = folder.manifest.serving
+        self.tier: Tier = folder.tier
+        self.spec = serving.spec
+        self.hidden = self.spec.hidden
+        self.vocab = self.spec.vocab
+        self.provider = PROVIDER
+        self.exact = False
+        self.fingerprint = ""
+        layers = [self.spec.layers[index] for index in serving.cuts.layers(self.tier, len(self.spec.layers))]
+        self.attends = bool(layers)
+        wide = any(HeadLayout.of(layer.attention).size > WIDE_HEAD for layer in layers)
+        self._least_positions = 65 if wide else 2
+        model, weights = folder.read(MODEL), folder.read(WEIGHTS)
+        self._session = load(model, weights, threads=threads, whole_attention=wide)
+        self._caches = {
+            value.name: (value.shape[1], value.shape[3])
+            for value in self._session.get_inputs()
+            if value.name.startswith("past_")
+        }
+        self._rotation: dict[str, ort.OrtValue] = {}
+
+    @classmethod
+    def load(cls, folder: TierFolder, *, threads: int = 0) -> Shard:
+        """The shard of a folder, on `threads` threads or on one for each physical core (0), proved.
+
+        Raises DamagedFile when a file is not what the manifest says or cannot be loaded.
+        """
+        shard = cls(folder, threads=threads)
+        result = prove(shard)
+        shard.exact = result.exact
+        shard.fingerprint = fingerprint(shard.provider, result.digest)
+        return shard
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Memory of a cache for so many positions."""
+        return sum(4 * self._slots(capacity) * heads * size for heads, size in self._caches.values())
+
+    def cache(self, capacity: int) -> Cache:
+        """An empty cache for the positions [0, capacity)."""
+        slots = self._slots(capacity)
+        bound = {
+            name: _value(np.zeros((1, heads, slots, size), np.float32))
+            for name, (heads, size) in self._caches.items()
+        }
+        return Cache(capacity, bound | (self._tables(slots) if self.attends else {}))
+
+    def run(
+        self, cache: Cache, inputs: Tokens | Rows, base_pos: int, logits_from: int | None = None
+    ) -> Rows:
+        """Compute the rows at base_pos, base_pos + 1, …, after forgetting what the cache holds from there on.
+
+        `inputs` are token ids (n,) for the edge, rows (n, hidden) for the others. Returns rows (n, hidden) or, on
+        the device, the logits (m, vocab) of the positions from `logits_from` on, by default of all.
+
+        Raises OutOfSequence when positions before base_pos are missing, InvalidRequest for a shape, dtype, position
+        or token id that cannot be.
+        """
+        end = base_pos + len(inputs)
+        self._check(cache, inputs, base_pos)
+        chosen = len(inputs) if logits_from is None else end - logits_from
+        if not 0 <= chosen <= len(inputs):
+            raise InvalidRequest(f"logits from position {logits_from} on of rows {base_pos} to {end - 1}")
+        cache.have = min(cache.have, base_pos)
+        if self.tier == "device" and not self.attends:
+            inputs = inputs[len(inputs) - chosen :]
+        rows = self._compute(cache, inputs, end, chosen) if len(inputs) else None
+        cache.have = end
+        return np.empty((0, self.vocab), np.float32) if rows is None or chosen == 0 else rows
+
+    def _check(self, cache: Cache, inputs: Tokens | Rows, base_pos: int) -> None:
+        shape, dtype = ((), np.int64) if self.tier == "edge" else ((self.hidden,), np.float32)
+        if len(inputs) == 0 or inputs.shape[1:] != shape or inputs.dtype != dtype:
+            wanted = f"{np.dtype(dtype).name} {('n', *shape)}"
+            raise InvalidRequest(f"the {self.tier} shard takes {wanted}, not {inputs.dtype.name} {inputs.shape}")
+        end = base_pos + len(inputs)
+        if base_pos < 0 or end > cache.capacity:
+            raise InvalidRequest(f"positions {base_pos} to {end - 1} in a session of {cache.capacity}")
+        if self.attends and base_pos > cache.have:
+            raise OutOfSequence(f"rows from position {base_pos} on, but only {cache.have} positions are here")
+        if self.tier == "edge" and not (inputs.min() >= 0 and inputs.max() < self.vocab):
+            raise InvalidRequest(f"token ids must be from 0 to {self.vocab - 1}")
+
+    def _compute(self, cache: Cache, inputs: Tokens | Rows, end: int, chosen: int) -> Rows:
+        copies = max(1, self._least_positions - end)
+        shape = (len(inputs), copies, max(1, chosen))
+        if shape not in cache.calls:
+            if len(cache.calls) == _REMEMBERED:
+                cache.calls.pop(next(iter(cache.calls)))
+            cache.calls[shape] = self._bind(cache, *shape)
+        call = cache.calls[shape]
+        call.inputs[...] = inputs
+        call.last_position[0] = end + copies - 1
+        call.position_count[...] = end + copies
+        try:
+            self._session.run_with_iobinding(call.binding)
+        except Exception as error:
+            raise TrifoldError(f"the {self.tier} shard failed at position {end - len(inputs)}: {error}") from error
+        return call.output.copy()
+
+    def _bind(self, cache: Cache, rows: int, copies: int, chosen: int) -> Call:
+        """New memory for calls of `rows` rows with `copies` of the last, and logits of the last `chosen`."""
+        tokens, device = self.tier == "edge", self.tier == "device"
+        inputs = np.zeros(rows, np.int64) if tokens else np.zeros((rows, self.hidden), np.float32)
+        output = np.empty((chosen, self.vocab) if device else (rows, self.hidden), np.float32)
+        last_position, position_count = np.zeros(1, np.int32), np.zeros((), np.int32)
+        binding = self._session.io_binding()
+        values = {
+            "tokens" if tokens else "rows": _value(inputs),
+            "attend": _value(np.minimum(np.arange(rows + copies), rows - 1)[None]),
+            "row_count": _value(np.array([rows])),
+            "last_position": _value(last_position),
+            "position_count": _value(position_count),
+            "logits_from": _value(np.array([rows - chosen])),
+            **cache.bound,
+        }
+        for wanted in self._session.get_inputs():
+            binding.bind_ortvalue_input(wanted.name, values[wanted.name])
+        for name in self._caches:
+            binding.bind_ortvalue_output(name.replace("past", "present"), cache.bound[name])
+        binding.bind_ortvalue_output("logits" if device else "rows_out", _value(output))
+        return Call(binding, inputs, output, last_position, position_count)
+
+    def _slots(self, capacity: int) -> int:
+        """Positions that a cache has memory for: copies of the last row go behind it."""
+        return max(capacity + 1, self._least_positions)
+
+    def _tables(self, positions: int) -> dict[str, ort.OrtValue]:
+        """cos and sin for at least so many positions, shared by caches."""
+        if not self._rotation or self._rotation["cos"].shape()[0] < positions:
+            cos, sin = rotation(self.spec.rope, max(positions, 1024))
+            self._rotation = {"cos": _value(cos), "sin": _value(sin)}
+        return self._rotation
+
+
+def _value(array: NDArray[Any]) -> ort.OrtValue:
+    """The memory of an array, for ONNX Runtime to read and write."""
+    return ort.OrtValue.ortvalue_from_numpy(array)

@@ -1,0 +1,119 @@
+"""Turns at the engine: one thread computes, and sessions take turns, a step each."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn(Generic[T]):
+    """What a turn gave, how long it waited for the engine, and how long it took, in nanoseconds."""
+
+    value: T
+    queue_ns: int
+    compute_ns: int
+
+
+class TurnScheduler:
+    """Runs work on one engine thread, round robin over keys: a long prompt delays others by a step, no more.
+
+    This is the place where steps of several sessions would become one batch.
+    """
+
+    def __init__(self) -> None:
+        # In order of turns: a key goes to the end of the dictionary when it has had one.
+        self._lines: dict[Hashable, deque[_Job]] = {}
+        self._running: tuple[Hashable, _Job] | None = None
+        self._stopped = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
+        self._thread.start()
+
+    def run(self, key: Hashable, work: Callable[[], T]) -> asyncio.Future[Turn[T]]:
+        """Puts work in the line of `key`; the future has its turn, or the exception it raised."""
+        job = _Job(work, asyncio.get_running_loop())
+        with self._changed:
+            self._lines.setdefault(key, deque()).append(job)
+            self._changed.notify()
+        return job.future
+
+    def forget(self, key: Hashable) -> None:
+        """Drops what waits in the line of `key`; what is running ends unheard."""
+        with self._changed:
+            jobs = [*self._lines.pop(key, ())]
+            if self._running and self._running[0] == key:
+                jobs.append(self._running[1])
+        for job in jobs:
+            job.future.cancel()
+
+    def stop(self) -> None:
+        """Ends the thread after the turn that is running; waiting work is dropped."""
+        with self._changed:
+            self._stopped = True
+            jobs = [job for line in self._lines.values() for job in line]
+            self._lines.clear()
+            self._changed.notify()
+        for job in jobs:
+            job.future.cancel()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while self._take_turn():
+            pass
+
+    def _take_turn(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._lines or self._stopped)
+            if self._stopped:
+                return False
+            key = next(iter(self._lines))
+            line = self._lines.pop(key)
+            job = line.popleft()
+            if line:
+                self._lines[key] = line
+            self._running = key, job
+        job.run()
+        with self._changed:
+            self._running = None
+        return True
+
+
+class _Job:
+    """One piece of work and the future that waits for it in its event loop."""
+
+    def __init__(self, work: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[Turn[Any]] = loop.create_future()
+        self._work = work
+        self._loop = loop
+        self._asked = perf_counter_ns()
+
+    def run(self) -> None:
+        started = perf_counter_ns()
+        try:
+            value = self._work()
+        except Exception as error:
+            self._tell(self._fail, error)
+        else:
+            self._tell(self._succeed, Turn(value, started - self._asked, perf_counter_ns() - started))
+
+    def _tell(self, how: Callable[[Any], None], what: Any) -> None:
+        # RuntimeError: the loop was closed while the engine worked, and nobody waits any more.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(how, what)
+
+    def _succeed(self, turn: Turn[Any]) -> None:
+        if not self.future.done():
+            self.future.set_result(turn)
+
+    def _fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)

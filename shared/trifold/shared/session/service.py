@@ -1,0 +1,96 @@
+"""What the services of edge and cloud have in common: sessions opened, seated, heard and described."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from functools import partial
+from importlib.metadata import version
+from typing import ClassVar, Literal
+
+from trifold.proto.v1 import session_pb2 as pb
+from trifold.shared.bundle.manifest import Manifest
+from trifold.shared.errors import InvalidRequest
+from trifold.shared.runtime.shard import Cache, Shard
+from trifold.shared.session.frames import MOST_STEPS_IN_FLIGHT, Frames, Steps
+from trifold.shared.session.scheduler import TurnScheduler
+from trifold.shared.session.stream import Stream, until_first
+from trifold.shared.session.table import Seat, SessionTable
+from trifold.shared.session.window import Passage, Window
+
+
+class TierService(ABC):
+    """One tier's sessions. `name` is its gRPC service."""
+
+    name: ClassVar[str]
+    takes: ClassVar[Literal["tokens", "rows"]]
+
+    def __init__(self, shard: Shard, manifest: Manifest, *, memory: int, lease: float) -> None:
+        """Serves `shard` of the bundle of `manifest`, with `memory` bytes of KV and a lease in seconds."""
+        self.frames = Frames(manifest, self.takes)
+        self.scheduler = TurnScheduler()
+        self.table: SessionTable[Cache] = SessionTable(shard, self.scheduler, memory=memory, lease=lease)
+        self.shard = shard
+        self.info = pb.TierInfo(
+            tier=shard.tier,
+            version=version("trifold"),
+            fingerprint=shard.fingerprint,
+            provider=shard.provider,
+            exact=shard.exact,
+        )
+        cuts, layers = manifest.serving.cuts, manifest.serving.spec.layers
+        self._device_attends = cuts.cloud < len(layers)
+
+    async def session(self, stream: Stream) -> None:
+        """One stream, from Open to its end. Raises the TrifoldError that ends it."""
+        opening = self.frames.opening(await stream.first())
+        with self.table.seat(opening) as seat:
+            await until_first(seat.lost, self.converse(stream, opening, seat))
+
+    async def describe(self) -> pb.DescribeResponse:
+        """What this tier is and how busy."""
+        return pb.DescribeResponse(
+            serving_digest=self.frames.digest,
+            max_positions=self.frames.max_positions,
+            max_rows=self.frames.max_rows,
+            steps_in_flight=MOST_STEPS_IN_FLIGHT,
+            sessions=len(self.table),
+            kv_bytes=self.table.reserved,
+            kv_bytes_limit=self.table.memory,
+            draining=self.table.draining,
+            tiers=[self.info],
+        )
+
+    async def close(self) -> None:
+        """Stops the engine after the step that it is at."""
+        self.scheduler.stop()
+
+    @abstractmethod
+    async def converse(self, stream: Stream, opening: pb.Open, seat: Seat[Cache]) -> None:
+        """Answers Open and the steps after it, until the caller closes or leaves."""
+
+    @abstractmethod
+    def compute(self, cache: Cache, steps: Steps, step: pb.Step) -> bytes | None:
+        """On the engine's thread: the rows for the next tier, encoded; None for a stale step."""
+
+    async def take(
+        self, stream: Stream, steps: Steps, seat: Seat[Cache], cache: Cache, window: Window
+    ) -> None:
+        """Checks the steps that come and gives each its turn, until the caller closes the session."""
+        while (request := await stream.read()) is not None:
+            kind = request.WhichOneof("kind")
+            if kind == "close":
+                seat.closed = True
+                return
+            if kind != "step":
+                raise InvalidRequest(f"{kind or 'nothing'} where a Step or Close is expected")
+            steps.check(request.step)
+            turn = self.scheduler.run(seat, partial(self.compute, cache, steps, request.step))
+            window.put(Passage(request.step.header, turn))
+        window.finish()
+        # The caller has said all: whoever answers the last step ends the conversation.
+        await asyncio.get_running_loop().create_future()
+
+    def first_wanted(self, header: pb.Header) -> int:
+        """The first position whose row the device needs: all of them when its shard has attention layers."""
+        return header.base_pos if self._device_attends else header.logits_from

@@ -1,0 +1,39 @@
+"""How a service comes up: settings, shard, self-test."""
+
+from __future__ import annotations
+
+import logging
+from time import perf_counter
+
+import typer
+
+from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.manifest import Manifest, Tier
+from trifold.shared.config import ServiceSettings
+from trifold.shared.errors import NotExact
+from trifold.shared.runtime.shard import Shard
+
+
+def load_tier(settings: ServiceSettings, tier: Tier) -> tuple[Manifest, Shard]:
+    """The manifest and the proved shard of a tier; tells on stderr how far it is.
+
+    Raises DamagedFile, or NotExact when the self-test fails and the settings do not allow that.
+    """
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    folder = TierFolder.open(settings.bundle, tier)
+    size = sum(entry.size for entry in folder.files.values())
+    _tell(f"loading the {tier} shard of {settings.bundle} ({size / 1e6:.0f} MB) and testing its numerics …")
+    began = perf_counter()
+    shard = Shard.load(folder, threads=settings.threads)
+    if not shard.exact and not settings.inexact:
+        raise NotExact(
+            f"the self-test of the {tier} shard failed on {shard.fingerprint}: what it gives would depend "
+            "on how a prompt is cut. Use other hardware, or give --inexact to run it all the same"
+        )
+    found = "exact" if shard.exact else "NOT EXACT (--inexact)"
+    _tell(f"ready after {perf_counter() - began:.1f} s: {found}, {shard.fingerprint}")
+    return folder.manifest, shard
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)

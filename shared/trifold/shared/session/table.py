@@ -1,0 +1,212 @@
+"""The sessions of one tier: who holds which, what was reserved for it, and when it is given up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import TracebackType
+from typing import Final, Generic, Protocol, Self, TypeVar
+
+from trifold.proto.v1 import session_pb2 as pb
+from trifold.shared.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    OutOfSequence,
+    Overloaded,
+    PromptTooLong,
+    StaleEpoch,
+    TrifoldError,
+    Unavailable,
+)
+from trifold.shared.session.scheduler import TurnScheduler
+
+MOST_SESSIONS: Final = 1024
+
+_RETRY_SECONDS: Final = 1.0
+
+_MENDED_BY_RESUME: Final = (Unavailable, DeadlineExceeded, Cancelled, Overloaded, OutOfSequence, StaleEpoch)
+"""Ends of a stream that leave a session worth keeping: not a bad request, not a failing engine."""
+
+log = logging.getLogger(__name__)
+
+
+class Cache(Protocol):
+    """The KV cache of a session."""
+
+    have: int
+
+
+C = TypeVar("C", bound=Cache)
+
+
+C_co = TypeVar("C_co", bound=Cache, covariant=True)
+
+
+class CacheMaker(Protocol[C_co]):
+    """Makes caches: a shard."""
+
+    def cache(self, capacity: int) -> C_co: ...
+    def cache_bytes(self, capacity: int) -> int: ...
+
+
+class Session(Generic[C]):
+    """What a tier keeps of one session, with or without a stream."""
+
+    def __init__(self, opening: pb.Open, size: int, number: int) -> None:
+        self.id = opening.session
+        self.epoch = opening.epoch
+        self.capacity = opening.capacity
+        self.size = size
+        # Counts the sessions of this process: the id is a secret and must not be logged.
+        self.number = number
+        self.cache: C | None = None
+        self.seat: Seat[C] | None = None
+        self.lease: asyncio.TimerHandle | None = None
+
+    @property
+    def have(self) -> int:
+        return self.cache.have if self.cache is not None else 0
+
+
+class Seat(Generic[C]):
+    """The one stream that a session has, as a context: leaving it puts the session on its lease, or ends it.
+
+    `lost` fails when another stream takes the session over, or the service stops.
+    The session ends with its seat when it was closed, when it holds nothing, and when its stream failed in a
+    way that no resume could mend.
+    """
+
+    def __init__(self, table: SessionTable[C], session: Session[C]) -> None:
+        self.session = session
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.closed = False
+        self._table = table
+
+    async def cache(self) -> C:
+        """The session's cache, when the engine has made it and done with whatever used it before."""
+        turn = await self._table.scheduler.run(self, self._make_cache)
+        return turn.value
+
+    def evict(self, error: TrifoldError) -> None:
+        """Ends the stream with this error."""
+        self._table.scheduler.forget(self)
+        if not self.lost.done():
+            self.lost.set_exception(error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._table.scheduler.forget(self)
+        # Retrieved here, so that an eviction that came too late to be raised is no complaint of asyncio's.
+        if not self.lost.cancel() and not self.lost.cancelled():
+            self.lost.exception()
+        hopeless = isinstance(error, Exception) and not isinstance(error, _MENDED_BY_RESUME)
+        self.closed = self.closed or hopeless or self.session.have == 0
+        self._table.leave(self)
+
+    def _make_cache(self) -> C:
+        if self.session.cache is None:
+            self.session.cache = self._table.maker.cache(self.session.capacity)
+        return self.session.cache
+
+
+class SessionTable(Generic[C]):
+    """Sessions by id, within `memory` bytes of caches; one without a stream is kept for `lease` seconds."""
+
+    def __init__(
+        self, maker: CacheMaker[C], scheduler: TurnScheduler, *, memory: int, lease: float = 30.0
+    ) -> None:
+        self.maker = maker
+        self.scheduler = scheduler
+        self.memory = memory
+        self.lease = lease
+        self.reserved = 0
+        self.draining = False
+        self._sessions: dict[bytes, Session[C]] = {}
+        self._served = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def seat(self, opening: pb.Open) -> Seat[C]:
+        """Seats a stream at its session, new or taken over from an older stream, which is ended.
+
+        Raises StaleEpoch, Overloaded, PromptTooLong, Unavailable while draining, and InvalidRequest for a
+        session of another capacity.
+        """
+        if self.draining:
+            raise Unavailable("the service is shutting down", retry_after=_RETRY_SECONDS)
+        session = self._sessions.get(opening.session)
+        session = self._reserve(opening) if session is None else self._take_over(session, opening)
+        session.seat = Seat(self, session)
+        self._empty.clear()
+        return session.seat
+
+    def leave(self, seat: Seat[C]) -> None:
+        """Called by a seat that is left; does nothing for one whose session another stream has taken over."""
+        session = seat.session
+        if session.seat is not seat:
+            return
+        session.seat = None
+        if seat.closed:
+            self._release(session)
+        else:
+            session.lease = asyncio.get_running_loop().call_later(self.lease, self._release, session)
+        if not any(session.seat for session in self._sessions.values()):
+            self._empty.set()
+
+    async def drain(self) -> None:
+        """Admits nobody any more, and waits until the last stream has left."""
+        self.draining = True
+        await self._empty.wait()
+
+    def evict_all(self, error: TrifoldError) -> None:
+        """Ends every stream with this error."""
+        for session in self._sessions.values():
+            if session.seat:
+                session.seat.evict(error)
+
+    def _reserve(self, opening: pb.Open) -> Session[C]:
+        size = self.maker.cache_bytes(opening.capacity)
+        if size > self.memory:
+            room = self.memory >> 20
+            raise PromptTooLong(
+                f"{opening.capacity} positions take {size >> 20} MiB of KV, this tier has {room} MiB"
+            )
+        if self.reserved + size > self.memory or len(self) == MOST_SESSIONS:
+            raise Overloaded(
+                f"no room for {opening.capacity} positions: {len(self)} sessions hold "
+                f"{self.reserved >> 20} of {self.memory >> 20} MiB",
+                retry_after=_RETRY_SECONDS,
+            )
+        self._served += 1
+        session: Session[C] = Session(opening, size, self._served)
+        self._sessions[session.id] = session
+        self.reserved += size
+        log.info("session %d begins: %d positions", session.number, session.capacity)
+        return session
+
+    def _take_over(self, session: Session[C], opening: pb.Open) -> Session[C]:
+        if opening.epoch <= session.epoch:
+            raise StaleEpoch(f"the session is held in epoch {session.epoch}, this is epoch {opening.epoch}")
+        if opening.capacity != session.capacity:
+            raise InvalidRequest(f"the session was opened with a capacity of {session.capacity} positions")
+        session.epoch = opening.epoch
+        if session.lease:
+            session.lease.cancel()
+        if session.seat:
+            session.seat.evict(StaleEpoch(f"the session was taken over in epoch {session.epoch}"))
+        log.info("session %d goes on in epoch %d", session.number, session.epoch)
+        return session
+
+    def _release(self, session: Session[C]) -> None:
+        del self._sessions[session.id]
+        self.reserved -= session.size
+        session.cache = None
+        log.info("session %d ends", session.number)

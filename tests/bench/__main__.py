@@ -1,0 +1,32 @@
+"""`python -m tests.bench [NAME …]`: the benchmarks; each prints a table for docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+NAMES = {
+    "identity": "tokens and rows of the split against the monolith's, with kills",
+    "speed": "the split against the monolith; the monolith against transformers and llama.cpp",
+    "memory": "peak memory and time of splitting a 6 GB checkpoint",
+}
+
+
+def main() -> None:
+    listed = "\n".join(f"  {name:10}{what}" for name, what in NAMES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description=f"Benchmarks:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which to run; all by default")
+    names = parser.parse_args().names or list(NAMES)
+    if unknown := set(names) - set(NAMES):
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    for name in names:
+        print(f"\n## {name}: {NAMES[name]}\n", flush=True)
+        importlib.import_module(f"tests.bench.{name}").main()
+
+
+if __name__ == "__main__":
+    main()

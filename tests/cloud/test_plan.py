@@ -1,0 +1,217 @@
+"""The planner: cuts, what tiers hold, what crosses links, and what is predicted."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+
+import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
+
+from tests.published import DEEPSEEK_V3, LLAMA_3_1_8B, QWEN3_30B_A3B
+from trifold.cloud.split.command_plan import plan as command
+from trifold.cloud.split.cuts import nearest_cuts
+from trifold.cloud.split.plan import Measure, plan
+from trifold.cloud.split.profiles import TierProfiles
+from trifold.shared.bundle.manifest import TIERS, CodecName, Quantization
+from trifold.shared.errors import ConfigError, InvalidRequest
+from trifold.shared.model.families.registry import family_of
+from trifold.shared.model.fields import Fields
+from trifold.shared.model.spec import ModelSpec
+
+V3 = family_of(Fields(DEEPSEEK_V3)).spec()
+QWEN = family_of(Fields(QWEN3_30B_A3B)).spec()
+LLAMA = family_of(Fields(LLAMA_3_1_8B)).spec()
+
+PROFILES = """
+[cloud]
+memory = "80GB"
+flops = 100e12
+bandwidth = "2TB"
+[edge]
+memory = "24GB"
+flops = 10e12
+bandwidth = "100GB"
+[device]
+memory = "8GB"
+flops = 1e12
+bandwidth = "50GB"
+[device_edge]
+bandwidth = "80Mbit"
+rtt = 0.002
+[edge_cloud]
+bandwidth = "1Gbit"
+rtt = 0.03
+"""
+
+
+@pytest.fixture
+def tiers(tmp_path: Path) -> Path:
+    path = tmp_path / "tiers.toml"
+    path.write_text(PROFILES)
+    return path
+
+
+WEIGHTS = st.integers(0, 1000)
+
+
+@given(
+    edge=WEIGHTS,
+    layers=st.lists(st.integers(1, 1000), min_size=1, max_size=12),
+    device=WEIGHTS,
+    ratio=st.tuples(WEIGHTS, WEIGHTS, WEIGHTS).filter(lambda ratio: sum(ratio) > 0),
+)
+@settings(max_examples=300, deadline=None)
+def test_no_other_cuts_come_nearer_to_the_ratio(
+    edge: int, layers: list[int], device: int, ratio: tuple[int, int, int]
+) -> None:
+    wanted = [share / sum(ratio) * 100 for share in ratio]
+    whole = edge + sum(layers) + device
+
+    def farthest(first: int, stop: int) -> float:
+        held = sum(layers[first:stop]), edge + sum(layers[:first]), sum(layers[stop:]) + device
+        return max(abs(part / whole * 100 - share) for part, share in zip(held, wanted, strict=True))
+
+    chosen = nearest_cuts(edge, layers, device, (wanted[0], wanted[1], wanted[2]))
+    assert 0 <= chosen.edge < chosen.cloud <= len(layers)
+    places = range(len(layers) + 1)
+    best = min(farthest(first, stop) for first, stop in product(places, places) if first < stop)
+    assert farthest(chosen.edge, chosen.cloud) == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize("by", ["params", "active", "flops", "bytes"])
+@pytest.mark.parametrize("spec", [V3, QWEN, LLAMA], ids=lambda spec: spec.family)
+def test_a_large_model_comes_within_three_points_of_the_ratio(spec: ModelSpec, by: Measure) -> None:
+    result = plan(spec, by=by)
+    for tier, wanted in zip(TIERS, (70, 20, 10), strict=True):
+        assert result.tiers[tier].share == pytest.approx(wanted, abs=3)
+    assert sum(part.share for part in result.tiers.values()) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4", "none"])
+@pytest.mark.parametrize("spec", [V3, LLAMA], ids=lambda spec: spec.family)
+def test_the_tiers_together_hold_the_model(spec: ModelSpec, quantization: Quantization) -> None:
+    result = plan(spec, quantization=quantization)
+    assert sum(part.parameters for part in result.tiers.values()) == result.parameters
+    assert result.tiers["edge"].stop == result.tiers["cloud"].first
+    assert result.tiers["cloud"].stop == result.tiers["device"].first
+    assert result.tiers["device"].stop == len(spec.layers)
+    # Between the bare bits and those with one fp32 scale to 32 values, and little that is not quantized.
+    width = {"int8": (1, 1.13), "int4": (0.5, 0.7), "none": (4, 4)}[quantization]
+    stored = sum(part.weight_bytes for part in result.tiers.values())
+    assert width[0] <= stored / result.parameters <= width[1]
+
+
+def test_a_tied_head_counts_on_edge_and_device() -> None:
+    tied = LLAMA.model_copy(update={"tied_head": True})
+    vocabulary = tied.vocab * tied.hidden
+    result = plan(tied)
+    assert sum(part.parameters for part in result.tiers.values()) == result.parameters + vocabulary
+
+
+def test_a_device_with_attention_is_sent_every_row_of_the_prompt_and_one_without_only_the_last() -> None:
+    row = 4 + V3.hidden
+    every = plan(V3, ratio=(70, 20, 10), prompt=100).links["edge_cloud"]
+    last = plan(V3, ratio=(80, 20, 0), prompt=100).links["edge_cloud"]
+    assert every.prompt_down == every.prompt_up == 4 * 2 * V3.hidden + 96 * row
+    assert last.prompt_down == last.token_down == row
+
+
+@pytest.mark.parametrize(("codec", "size"), [("none", 4 * 7168), ("bf16", 2 * 7168), ("int8", 4 + 7168)])
+def test_a_token_takes_one_row_of_the_codec_on_each_link(codec: CodecName, size: int) -> None:
+    links = plan(V3, codec=codec).links
+    assert (links["edge_cloud"].token_up, links["edge_cloud"].token_down) == (size, size)
+    assert links["device_edge"].token_down == size
+    assert links["device_edge"].token_up == 3  # an id below 129,280 as a varint
+
+
+def test_predictions_follow_the_roofline(tiers: Path) -> None:
+    result = plan(LLAMA, prompt=512, context=2048, profiles=TierProfiles.load(tiers))
+    split, cloud, edge, device = result.predictions
+    assert [each.place for each in result.predictions] == ["split", "cloud", "edge", "device"]
+    # By hand: 8.03e9 weights less 0.525e9 of the embedding in int8 with scales, 2048 · 131,072 bytes of KV.
+    read = (8.03026e9 - 0.52534e9) * 1.125 + 2048 * 2 * 8 * 128 * 4 * 2 * 16
+    assert cloud.token == pytest.approx(read / 2e12, rel=0.01)
+    assert edge.token == pytest.approx(read / 100e9, rel=0.01)
+    assert device.token == pytest.approx(read / 50e9, rel=0.01)
+    operations = 512 * (2 * 7.505e9 + 256 * 32 * 2 * 2 * 32 * 128)
+    assert device.first_token == pytest.approx(operations / 1e12, rel=0.01)
+    assert cloud.first_token == pytest.approx(0.032 + operations / 100e12, rel=0.01)
+    # The split pays both round trips and three rows a token besides computing.
+    assert split.token > 0.032 + 2 * 4100 / 125e6 + 4100 / 10e6
+    assert (cloud.fits, edge.fits, device.fits) == (True, True, False)
+
+
+def test_not_splitting_is_advised_where_one_tier_would_be_faster_and_has_the_room(tiers: Path) -> None:
+    profiles = TierProfiles.load(tiers)
+    (advice,) = plan(LLAMA, profiles=profiles).advice
+    assert "Not splitting would be faster" in advice
+    assert "cloud" in advice
+    assert "token ids and text" in advice
+
+
+def test_splitting_is_not_advised_against_where_no_tier_has_room_for_the_whole(tiers: Path) -> None:
+    tiers.write_text(PROFILES.replace("80GB", "7GB").replace("24GB", "7GB").replace("8GB", "7GB"))
+    result = plan(LLAMA, profiles=TierProfiles.load(tiers))
+    assert result.predictions[0].fits
+    assert result.advice == ()
+
+
+def test_a_tier_without_room_for_its_part_is_named(tiers: Path) -> None:
+    advice = plan(V3, profiles=TierProfiles.load(tiers)).advice
+    assert [line.split("'")[0] for line in advice] == ["The cloud", "The edge", "The device"]
+
+
+@pytest.mark.parametrize("ratio", ["70/20", "a/b/c", "0/0/0", "-1/50/51", ""])
+def test_a_ratio_that_is_none_is_refused(ratio: str, tmp_path: Path) -> None:
+    result = run(tmp_path, "--ratio", ratio)
+    assert isinstance(result.exception, InvalidRequest)
+
+
+@pytest.mark.parametrize("prompt", [0, -5, 2000])
+def test_a_prompt_that_does_not_fit_the_context_is_refused(prompt: int) -> None:
+    with pytest.raises(InvalidRequest, match=str(prompt)):
+        plan(LLAMA, prompt=prompt, context=1024)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("[edge]", "[egde]", "edge"),
+        ('memory = "24GB"', "", "edge.memory"),
+        ("rtt = 0.03", "rtt = -1", "edge_cloud.rtt"),
+        ("flops = 1e12", "flops = 'fast'", "device.flops"),
+        ("[cloud]", "[cloud", "TOML"),
+    ],
+)
+def test_a_tiers_file_that_makes_no_sense_is_refused_by_key(
+    tiers: Path, old: str, new: str, named: str
+) -> None:
+    tiers.write_text(PROFILES.replace(old, new))
+    with pytest.raises(ConfigError, match=named):
+        TierProfiles.load(tiers)
+
+
+def test_the_command_prints_cuts_shares_memory_links_and_predictions(tmp_path: Path, tiers: Path) -> None:
+    output = run(tmp_path, "--tiers", str(tiers)).stdout
+    for words in ("671.03 B", "layers 14–54", "embedding", "70.3 %", "530.99 GB", "edge – cloud", "split"):
+        assert words in output
+
+
+def test_the_command_prints_json_for_machines(tmp_path: Path) -> None:
+    found = json.loads(run(tmp_path, "--json", "--by", "active", "--quant", "int4").stdout)
+    assert found["by"] == "active"
+    assert found["cuts"].keys() == {"edge", "cloud"}
+    assert found["tiers"]["cloud"]["weight_bytes"] > 0
+
+
+def run(folder: Path, *arguments: str) -> Result:
+    """`trifold plan` on DeepSeek-V3, of which only config.json is there."""
+    (folder / "config.json").write_text(json.dumps(DEEPSEEK_V3))
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, [str(folder), *arguments])

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pytest
+
+from trifold.shared.session.scheduler import TurnScheduler
+
+
+@pytest.fixture
+def scheduler() -> Iterator[TurnScheduler]:
+    scheduler = TurnScheduler()
+    yield scheduler
+    scheduler.stop()
+
+
+class Gate:
+    """Work that holds the engine until it is opened."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self) -> None:
+        self.entered.set()
+        assert self.opened.wait(10)
+
+
+async def test_a_turn_brings_its_value_and_its_times(scheduler: TurnScheduler) -> None:
+    turn = await scheduler.run("a", lambda: 7)
+    assert turn.value == 7
+    assert turn.queue_ns >= 0
+    assert turn.compute_ns > 0
+
+
+async def test_sessions_take_turns_a_step_each(scheduler: TurnScheduler) -> None:
+    gate, order = Gate(), list[str]()
+    first = scheduler.run("gate", gate)
+    turns = [
+        scheduler.run(key, partial(order.append, f"{key}{number}")) for key in "abc" for number in range(3)
+    ]
+    gate.opened.set()
+    await asyncio.gather(first, *turns)
+    assert order == ["a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2"]
+
+
+async def test_one_who_comes_late_does_not_wait_for_all_of_a_long_line(scheduler: TurnScheduler) -> None:
+    gate, order = Gate(), list[str]()
+    turns = [scheduler.run("long", gate)]
+    turns += [scheduler.run("long", lambda: order.append("long")) for _ in range(10)]
+    turns.append(scheduler.run("late", lambda: order.append("late")))
+    gate.opened.set()
+    await asyncio.gather(*turns)
+    assert order.index("late") <= 1
+
+
+async def test_work_never_runs_beside_other_work(scheduler: TurnScheduler) -> None:
+    inside, most = 0, 0
+
+    def work() -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        threading.Event().wait(0.001)
+        inside -= 1
+
+    await asyncio.gather(*(scheduler.run(key, work) for key in range(20)))
+    assert most == 1
+
+
+async def test_an_error_reaches_the_one_who_asked_and_the_engine_goes_on(scheduler: TurnScheduler) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("once")
+
+    with pytest.raises(ZeroDivisionError, match="once"):
+        await scheduler.run("a", fail)
+    assert (await scheduler.run("a", lambda: 1)).value == 1
+
+
+async def test_a_forgotten_line_is_not_computed_and_others_are(scheduler: TurnScheduler) -> None:
+    gate, done = Gate(), list[str]()
+    running = scheduler.run("a", gate)
+    waiting = scheduler.run("a", lambda: done.append("a"))
+    other = scheduler.run("b", lambda: done.append("b"))
+    await asyncio.to_thread(gate.entered.wait)
+    scheduler.forget("a")
+    gate.opened.set()
+    await other
+    assert running.cancelled()
+    assert waiting.cancelled()
+    assert done == ["b"]
+
+
+async def test_the_engine_keeps_nothing_of_what_it_ran(scheduler: TurnScheduler) -> None:
+    array = np.zeros(4)
+    alive = weakref.ref(array)
+    await scheduler.run("a", partial(np.sum, array))
+    del array
+    gc.collect()
+    assert alive() is None
+
+
+async def test_a_stopped_scheduler_drops_what_waits() -> None:
+    scheduler, gate = TurnScheduler(), Gate()
+    running = scheduler.run("a", gate)
+    waiting = scheduler.run("b", lambda: None)
+    await asyncio.to_thread(gate.entered.wait)
+    gate.opened.set()
+    scheduler.stop()
+    await running
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
