@@ -69,7 +69,7 @@ def save_random(family: str, out: Path, *, seed: int = 0, shard_size: str = "1GB
 
 
 def random_model(family: str, *, seed: int = 0, **changes: Any) -> Any:
-    """A transformers model of the small config of a family, with random weights that all make a difference."""
+    """A transformers model of a family's small config, with random weights that all make a difference."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,73 +1,68 @@
-"""Cloud and edge as processes on loopback, that tests may kill and start again where they were."""
+"""Real tiers in this process: shards of a bundle behind real servers on loopback."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
 
-from trifold.device.demo.service_process import ServiceProcess
+from trifold.cloud.core.service import CoreService
+from trifold.edge.service.service import EdgeService
+from trifold.edge.service.upstream import Core
+from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.manifest import Tier
+from trifold.shared.runtime.shard import Shard
+from trifold.shared.session.server import TierServer
 
-Service = Literal["cloud", "edge"]
+MEMORY = 1 << 30
 
 
-class Tiers:
-    """`trifold cloud serve` and `trifold edge serve` of one bundle, as a context; `edge` is where devices connect.
+@cache
+def shard(bundle: Path, tier: Tier) -> Shard:
+    """The proved shard of a tier, loaded once for all tests."""
+    return Shard.load(TierFolder.open(bundle, tier), threads=1)
 
-    `options` are further arguments of both.
-    """
 
-    def __init__(self, bundle: Path, *options: str) -> None:
-        self.bundle = bundle
-        self._options = options
-        self._addresses: dict[Service, str] = {"cloud": "127.0.0.1:0", "edge": "127.0.0.1:0"}
-        self._processes: dict[Service, ServiceProcess] = {}
+@dataclass
+class RunningCore:
+    service: CoreService
+    server: TierServer
+    address: str
 
-    @property
-    def edge(self) -> str:
-        return self._addresses["edge"]
 
-    @property
-    def core(self) -> str:
-        return self._addresses["cloud"]
+@dataclass
+class RunningEdge:
+    service: EdgeService
+    server: TierServer
+    address: str
 
-    def pid(self, service: Service) -> int:
-        return self._processes[service].pid
 
-    def start(self, service: Service) -> None:
-        """Starts it where it was before, and returns when it is ready."""
-        command = [service, "serve", str(self.bundle), "--listen", self._addresses[service], *self._options]
-        if service == "edge":
-            command += ["--core", self.core]
-        self._processes[service] = ServiceProcess(command)
-        self._addresses[service] = self._processes[service].address
+@asynccontextmanager
+async def running_core(
+    bundle: Path, *, listen: str = "127.0.0.1:0", memory: int = MEMORY, lease: float = 30.0
+) -> AsyncIterator[RunningCore]:
+    manifest = TierFolder.open(bundle, "cloud").manifest
+    service = CoreService(shard(bundle, "cloud"), manifest, memory=memory, lease=lease)
+    server = TierServer(service)
+    await server.start(listen)
+    try:
+        yield RunningCore(service, server, server.address)
+    finally:
+        await server.stop()
 
-    def kill(self, service: Service) -> None:
-        """Ends it as a crash would."""
-        with self._processes.pop(service) as process:
-            process.kill()
 
-    def stop(self, service: Service) -> int:
-        """Ends it with SIGTERM; its exit code."""
-        with self._processes.pop(service) as process:
-            return process.terminate()
-
-    def __enter__(self) -> Self:
-        try:
-            self.start("cloud")
-            self.start("edge")
-        except BaseException:
-            self._end()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        with ExitStack() as stack:
-            for process in self._processes.values():
-                stack.enter_context(process)
+@asynccontextmanager
+async def running_edge(
+    bundle: Path, core: str, *, memory: int = MEMORY, lease: float = 30.0
+) -> AsyncIterator[RunningEdge]:
+    manifest = TierFolder.open(bundle, "edge").manifest
+    upstream = Core(core, timeout=20.0)
+    service = EdgeService(shard(bundle, "edge"), manifest, upstream, memory=memory, lease=lease)
+    server = TierServer(service)
+    await server.start("127.0.0.1:0")
+    try:
+        yield RunningEdge(service, server, server.address)
+    finally:
+        await server.stop()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
 import grpc.aio
@@ -15,6 +16,7 @@ from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import TrifoldError
 from trifold.shared.runtime.codec import RowCodec, Rows
 from trifold.shared.session.channel import connect
+from trifold.shared.session.ending import Ending
 from trifold.shared.session.status import from_rpc_error
 
 Name = Literal["EdgeService", "CoreService"]
@@ -52,6 +54,8 @@ class Talk:
 
     def __init__(self, call: Any) -> None:
         self._call = call
+        self._responses = aiter(call)
+        self._ending = Ending(call, "the service")
         self.session = b""
         self.epoch = 0
         self.seq = 0
@@ -59,19 +63,16 @@ class Talk:
     async def say(self, request: pb.SessionRequest | bytes) -> None:
         """Sends anything at all; a call that has ended takes no notice."""
         data = request if isinstance(request, bytes) else request.SerializeToString()
-        try:
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await self._call.write(data)
-        except (grpc.aio.AioRpcError, grpc.aio.UsageError, Exception) as error:
-            if type(error).__name__ not in ("AioRpcError", "InvalidStateError"):
-                raise
 
     async def hear(self) -> pb.SessionResponse | None:
         """The next response, None at the end of the stream. Raises the error that ended it."""
         try:
-            data = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
-        return None if data is grpc.aio.EOF else pb.SessionResponse.FromString(data)
+            data = await anext(self._responses, None)
+        except grpc.aio.AioRpcError:
+            raise await self._ending.error() from None
+        return None if data is None else pb.SessionResponse.FromString(data)
 
     async def open(self, digest: str, capacity: int = 64, **fields: Any) -> pb.Opened:
         """Opens a new session, or with `session` and `epoch` another incarnation of one."""
@@ -132,12 +133,16 @@ class Talk:
         await self.say(pb.SessionRequest(close=pb.Close()))
         assert await self.end() is None
 
-    async def hang_up(self) -> None:
-        """Says no more, and waits for the end."""
+    async def finish(self) -> None:
+        """Says that there is no more to say."""
         await self._call.done_writing()
+
+    async def hang_up(self) -> None:
+        """Leaves in order, but without a Close."""
+        await self.finish()
         await self.end()
 
-    def break_off(self) -> None:
+    async def drop(self) -> None:
         """Ends the call without a word, as a crash would."""
         self._call.cancel()
 

@@ -7,6 +7,7 @@ import importlib
 
 NAMES = {
     "identity": "tokens and rows of the split against the monolith's, with kills",
+    "resume": "seconds without a token after a loss",
     "speed": "the split against the monolith; the monolith against transformers and llama.cpp",
     "memory": "peak memory and time of splitting a 6 GB checkpoint",
 }

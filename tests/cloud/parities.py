@@ -18,7 +18,7 @@ from trifold.shared.model.checkpoint import Checkpoint
 from trifold.shared.model.spec import MoeFfn
 from trifold.shared.runtime.monolith import Monolith
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 PREFILL: Final = 88
 DECODE: Final = 24
@@ -53,14 +53,13 @@ FEATURES: Final[dict[str, dict[str, dict[str, Any]]]] = {
         "groups": {},
         "plain queries": {"q_lora_rank": None, "n_group": 1, "topk_group": 1},
         "yarn": {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
-        "yarn, two scales": {
-            "rope_parameters": {**YARN, "mscale": 1.2, "mscale_all_dim": 0.6, "beta_fast": 8}
-        },
+        "two scales": {"rope_parameters": {**YARN, "mscale": 1.2, "mscale_all_dim": 0.6, "beta_fast": 8}},
         "halves": {"rope_interleave": False, "attention_bias": True},
         "bias": {"attention_bias": True, "q_lora_rank": None, "tie_word_embeddings": True},
         "raw weights": {"norm_topk_prob": False, "num_experts_per_tok": 1, "n_shared_experts": 1},
         "alternating": {"moe_layer_freq": 2, "n_routed_experts": 16},
         "odd sizes": {"qk_rope_head_dim": 12, "qk_nope_head_dim": 20, "v_head_dim": 28, "kv_lora_rank": 40},
+        "published heads": {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128},
         "fp8": {"fp8": True},
     },
     "llama": {
@@ -70,6 +69,7 @@ FEATURES: Final[dict[str, dict[str, dict[str, Any]]]] = {
         "linear": {"rope_parameters": LINEAR, "head_dim": 40},
         "yarn": {"rope_parameters": YARN, "num_key_value_heads": 1},
         "every head": {"num_key_value_heads": 4, "head_dim": 12, "rms_norm_eps": 1e-3},
+        "wide heads": {"head_dim": 160},
     },
     "qwen3": {
         "plain": {},
@@ -100,7 +100,14 @@ FEATURES: Final[dict[str, dict[str, dict[str, Any]]]] = {
 }
 """What each configuration has; its sizes are random."""
 
-CASES: Final = [(family, name) for family, features in FEATURES.items() for name in features]
+SIZES: Final = 2
+"""How many random sizes each of them is tried with."""
+
+Case = tuple[str, str, int]
+CASES: Final[list[Case]] = [
+    (family, name, sizes) for family in FEATURES for name in FEATURES[family] for sizes in range(SIZES)
+]
+"""Family, feature, number of the random sizes."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +123,14 @@ class Parity:
         return float(np.delete(self.errors, self.ties).max())
 
 
-def measure(family: str, name: str, folder: Path) -> Parity:
-    """Split a checkpoint of this configuration and compare the logits of PREFILL positions at once and DECODE ones
-    one by one. The error of a position is the largest difference of a logit over the largest logit."""
-    rng = random.Random(f"{family} {name}")
+def measure(case: Case, folder: Path) -> Parity:
+    """Split a checkpoint and compare its logits with those of transformers.
+
+    PREFILL positions run at once and DECODE ones one by one, in both. The error of a position is the largest
+    difference of a logit over the largest logit.
+    """
+    family, name, _ = case
+    rng = random.Random(str(case))
     features = {**_sizes(rng, family), **FEATURES[family][name]}
     reference, source = _checkpoint(family, features, rng, folder)
     checkpoint = Checkpoint.open(source)
@@ -162,7 +173,8 @@ def _checkpoint(family: str, features: dict[str, Any], rng: random.Random, folde
 
     source = save_fp8(source, folder / "fp8", (32, 24))
     _dequantize(source, folder / "checkpoint")
-    return AutoModelForCausalLM.from_pretrained(folder / "checkpoint").eval(), source
+    model = AutoModelForCausalLM.from_pretrained(folder / "checkpoint")
+    return model, source
 
 
 def _dequantize(fp8: Path, plain: Path) -> None:
@@ -186,10 +198,8 @@ def _reference(model: Any, tokens: NDArray[np.int64]) -> tuple[Array, list[Array
     routers = [module for module in model.modules() if type(module).__name__.lower().endswith("topkrouter")]
     seen: list[list[Array]] = [[] for _ in routers]
     for router, store in zip(routers, seen, strict=True):
-        router.register_forward_hook(
-            lambda module, inputs, outputs, store=store: store.append(outputs[0].numpy())
-        )
-    chunks = torch.from_numpy(tokens)[None].split([PREFILL] + [1] * DECODE, dim=1)
+        router.register_forward_hook(lambda _, __, out, store=store: store.append(out[0].numpy()))
+    chunks = torch.from_numpy(tokens)[None].split((PREFILL, *[1] * DECODE), dim=1)  # type: ignore[no-untyped-call]
     logits, cache = [], None
     with torch.no_grad():
         for chunk in chunks:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -12,20 +14,48 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
+from tests.checkpoints import generate
 from tests.published import DEEPSEEK_V3, LLAMA_3_1_8B, QWEN3_30B_A3B
 from trifold.cloud.split.command_plan import plan as command
 from trifold.cloud.split.cuts import nearest_cuts
 from trifold.cloud.split.plan import Measure, plan
 from trifold.cloud.split.profiles import TierProfiles
+from trifold.cloud.split.split import split
+from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.manifest import TIERS, CodecName, Quantization
 from trifold.shared.errors import ConfigError, InvalidRequest
+from trifold.shared.model.checkpoint import Checkpoint
 from trifold.shared.model.families.registry import family_of
 from trifold.shared.model.fields import Fields
 from trifold.shared.model.spec import ModelSpec
+from trifold.shared.runtime.shard import Shard
 
 V3 = family_of(Fields(DEEPSEEK_V3)).spec()
 QWEN = family_of(Fields(QWEN3_30B_A3B)).spec()
 LLAMA = family_of(Fields(LLAMA_3_1_8B)).spec()
+
+SMALLER = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "head_dim": 32,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 64,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_routed_experts": 16,
+    "n_group": 4,
+    "topk_group": 2,
+    "q_lora_rank": 64,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 48,
+    "quantization_config": None,
+}
+"""Sizes that a test can split, for any family."""
 
 PROFILES = """
 [cloud]
@@ -106,6 +136,22 @@ def test_the_tiers_together_hold_the_model(spec: ModelSpec, quantization: Quanti
     assert width[0] <= stored / result.parameters <= width[1]
 
 
+@pytest.mark.parametrize("quantization", ["int8", "int4", "none"])
+@pytest.mark.parametrize("base", [DEEPSEEK_V3, QWEN3_30B_A3B, LLAMA_3_1_8B], ids=itemgetter("model_type"))
+def test_the_planned_bytes_are_those_of_the_shards(
+    base: dict[str, Any], quantization: Quantization, tmp_path: Path
+) -> None:
+    checkpoint = Checkpoint.open(generate({**base, **SMALLER}, tmp_path / "checkpoint"))
+    planned = plan(checkpoint.spec, quantization=quantization)
+    manifest = split(checkpoint, planned.cuts, tmp_path / "bundle", quantization=quantization)
+    for tier in TIERS:
+        written = manifest.serving.files[tier]["weights.bin"].size
+        assert planned.tiers[tier].weight_bytes == pytest.approx(written, rel=0.01)
+        shard = Shard.load(TierFolder.open(tmp_path / "bundle", tier), threads=1)
+        kv_bytes = shard.cache_bytes(1001) - shard.cache_bytes(1000)
+        assert planned.tiers[tier].kv_bytes == kv_bytes
+
+
 def test_a_tied_head_counts_on_edge_and_device() -> None:
     tied = LLAMA.model_copy(update={"tied_head": True})
     vocabulary = tied.vocab * tied.hidden
@@ -166,7 +212,7 @@ def test_a_tier_without_room_for_its_part_is_named(tiers: Path) -> None:
     assert [line.split("'")[0] for line in advice] == ["The cloud", "The edge", "The device"]
 
 
-@pytest.mark.parametrize("ratio", ["70/20", "a/b/c", "0/0/0", "-1/50/51", ""])
+@pytest.mark.parametrize("ratio", ["70/20", "a/b/c", "0/0/0", "-1/50/51", "1/nan/1", "inf/1/1", ""])
 def test_a_ratio_that_is_none_is_refused(ratio: str, tmp_path: Path) -> None:
     result = run(tmp_path, "--ratio", ratio)
     assert isinstance(result.exception, InvalidRequest)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+
 from tests.checkpoints import SMALL, save_random
 from tests.published import DEEPSEEK_V3, LLAMA_3_1_8B, MIXTRAL_8X7B, OLMOE_7B, QWEN3_30B_A3B
-
 from trifold.shared.model.checkpoint import Checkpoint
 from trifold.shared.model.families.registry import family_of
 from trifold.shared.model.fields import Fields

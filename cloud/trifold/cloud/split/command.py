@@ -40,7 +40,11 @@ def split(
     console = Console(stderr=True)
     began = time.monotonic()
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=console,
     ) as bar:
         task = bar.add_task("splitting", total=None)
         manifest = splitter.split(

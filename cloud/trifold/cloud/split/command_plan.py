@@ -70,7 +70,7 @@ def _tiers(plan: Plan) -> Table:
     parts = [plan.tiers[tier] for tier in TIERS]
     for tier in TIERS:
         table.add_column(tier, justify="right")
-    layers = [f"layers {part.first}–{part.stop - 1}" if part.first < part.stop else "" for part in parts]
+    layers = [_span(part.first, part.stop - 1) for part in parts]
     table.add_row("holds", layers[0], _listed("embedding", layers[1]), _listed(layers[2], "norm, head"))
     table.add_row("parameters", *(_count(part.parameters) for part in parts))
     table.add_row("active", *(_count(part.active) for part in parts))
@@ -103,6 +103,12 @@ def _predictions(plan: Plan) -> Table:
         times = (_seconds(each.first_token), _seconds(each.token), f"{1 / each.token:.3g}")
         table.add_row(place, *times, "yes" if each.fits else "no")
     return table
+
+
+def _span(first: int, last: int) -> str:
+    if first > last:
+        return ""
+    return f"layer {first}" if first == last else f"layers {first}–{last}"
 
 
 def _listed(*parts: str) -> str:

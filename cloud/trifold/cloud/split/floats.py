@@ -63,11 +63,11 @@ def _pieces(source: Source, shapes: dict[str, tuple[int, ...]], dtype: Any, head
 def _shapes(checkpoint: Checkpoint, tier: Tier, cuts: Cuts) -> dict[str, tuple[int, ...]]:
     """The tensors of a tier."""
     names, count = checkpoint.names, len(checkpoint.spec.layers)
-    ends: set[str] = {"edge": {names.embedding}, "cloud": set(), "device": {names.final_norm, names.head}}[tier]
+    ends: set[str] = {"edge": {names.embedding}, "cloud": set(), "device": {names.final_norm, names.head}}[
+        tier
+    ]
     norms = [names.layer(layer).input_norm for layer in cuts.layers(tier, count)]
     layers = tuple(norm.removesuffix("input_layernorm.weight") for norm in norms)
     return {
-        name: shape
-        for name, shape in tensor_shapes(names).items()
-        if name in ends or name.startswith(layers)
+        name: shape for name, shape in tensor_shapes(names).items() if name in ends or name.startswith(layers)
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import Literal
 
 from trifold.cloud.split.cuts import Shares, nearest_cuts
@@ -113,7 +114,7 @@ def plan(
 
 
 def _percent(ratio: Shares) -> Shares:
-    if min(ratio) < 0 or sum(ratio) <= 0:
+    if not (min(ratio) >= 0 and 0 < sum(ratio) < inf):
         raise InvalidRequest("a ratio is three shares that are not all 0, such as 70/20/10")
     cloud, edge, device = (share / sum(ratio) * 100 for share in ratio)
     return cloud, edge, device

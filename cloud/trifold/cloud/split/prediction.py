@@ -66,14 +66,17 @@ class Roofline:
         links = [(self.tiers.link(name), traffic[name]) for name in traffic]
         delay = sum(link.rtt for link, _ in links)
         crossing = sum(carried.token / link.bandwidth for link, carried in links)
-        rows = {"cloud": self._rows, "edge": self._rows, "device": self._rows if attends else 1}
+        device = self._prefill(footprints["device"], "device", self._rows if attends else 1)
         stages = [
             *(carried.prompt / self._chunks / link.bandwidth for link, carried in links),
-            *(self._prefill(footprints[tier], tier, rows[tier]) for tier in TIERS),
+            self._prefill(footprints["edge"], "edge", self._rows),
+            self._prefill(footprints["cloud"], "cloud", self._rows),
+            device if attends else 0.0,
         ]
+        last = 0.0 if attends else device
         return Prediction(
             place="split",
-            first_token=delay + sum(stages) + (self._chunks - 1) * max(stages),
+            first_token=delay + sum(stages) + (self._chunks - 1) * max(stages) + last,
             token=delay + crossing + sum(self._decode(footprints[tier], tier) for tier in TIERS),
             fits=all(self.fits(footprints[tier], tier) for tier in TIERS),
         )

@@ -32,9 +32,12 @@ from trifold.shared.model.parameters import of_embedding, of_head, of_layer
 from trifold.shared.model.spec import ModelSpec
 
 Progress = Callable[[int, int], None]
-"""Is told values read and values to read in all."""
+"""Is told bytes of the checkpoint read, and to read in all."""
 
 MODEL: Final = "model.onnx"
+
+_STORED: Final = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
+"""Bytes of a value."""
 
 _TEXT: Final = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 """What the device needs to make tokens of text and text of tokens, as far as the checkpoint has it."""
@@ -52,14 +55,15 @@ def split(
 ) -> Manifest:
     """Write the bundle `out`; with `train` also each tier's float weights. Equal inputs give equal digests.
 
-    `out` appears when all is written, and an older bundle there is replaced then. Memory stays small: no more than
-    a piece of a tensor, or one expert, is read at a time.
+    `out` appears when all is written, and replaces an older bundle then. Memory stays small: no more than a
+    piece of a tensor, or one expert, is read at a time.
 
-    Raises InvalidRequest for cuts that leave the core without a layer, ConfigError when `out` is something else.
+    Raises InvalidRequest for cuts that leave the core without a layer, ConfigError when `out` is no bundle.
     """
     _check(checkpoint.spec, cuts, out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    reading = Reading(progress, total=_values(checkpoint.spec) * (2 if train else 1))
+    total = _values(checkpoint.spec) * (2 if train else 1)
+    reading = Reading(progress, _STORED[checkpoint.spec.stored], total)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         root = Path(folder) / "bundle"
         files: dict[Tier, dict[str, FileEntry]] = {}
@@ -88,15 +92,16 @@ def split(
 
 @dataclass
 class Reading:
-    """Counts the values that have been read."""
+    """Counts the values that have been read, of `size` bytes each."""
 
     progress: Progress
+    size: int
     total: int
     done: int = 0
 
     def add(self, values: int) -> None:
         self.done += values
-        self.progress(self.done, self.total)
+        self.progress(self.done * self.size, self.total * self.size)
 
 
 def _values(spec: ModelSpec) -> int:
@@ -109,8 +114,8 @@ def _check(spec: ModelSpec, cuts: Cuts, out: Path) -> None:
     if not cuts.edge < cuts.cloud <= len(spec.layers):
         count = len(spec.layers)
         raise InvalidRequest(
-            f"cuts after layers {cuts.edge} and {cuts.cloud} of {count}: the first must be less than the second, "
-            f"and the second at most {count}"
+            f"cuts before layers {cuts.edge} and {cuts.cloud} of {count}: "
+            f"the first must be less than the second, and the second at most {count}"
         )
     if out.exists() and not (out / "cloud" / MANIFEST).exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: exists and is not a bundle; name a new folder, or remove it")

@@ -50,12 +50,12 @@ class Verdict:
 
     def table(self) -> Table:
         table = Table(title=f"{self.split.tokens:,} tokens of held-out text", title_justify="left")
-        for heading in ("", "perplexity", "against float", "loss added", "KL", "top-1 agreement"):
+        for heading in ("", "perplexity", "vs float", "loss added", "KL", "top-1"):
             table.add_column(heading, justify="left" if not heading else "right")
         rows = {
-            "float model": (self.float_model, None),
-            "+ weights of the bundle": (self.weights, self.float_model),
-            "+ wire codec = the split": (self.split, self.weights),
+            "float": (self.float_model, None),
+            "+ weights": (self.weights, self.float_model),
+            "+ wire": (self.split, self.weights),
         }
         for name, (model, before) in rows.items():
             cells = [name, f"{model.perplexity:.4f}"]

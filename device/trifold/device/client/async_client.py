@@ -46,8 +46,11 @@ class AsyncClient:
         timeout: float = 30.0,
         threads: int = 0,
         inexact: bool = False,
+        chunk: int = 512,
     ) -> None:
         """Loads the device part of the bundle in the folder `bundle`, or in its subfolder `device`.
+
+        Prompts are sent in steps of `chunk` tokens, or of fewer where a tier allows only those.
 
         Raises DamagedFile naming the file that is not what the manifest says, NotExact when the numerics
         self-test fails here and `inexact` is not given.
@@ -61,6 +64,7 @@ class AsyncClient:
         self._tokenizer = _tokenizer(self._folder)
         self._edge = edge
         self._timeout = timeout
+        self._chunk = chunk
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="trifold-device")
         self._channel = connect(edge)
         self._stub = EdgeServiceStub(self._channel)
@@ -169,6 +173,7 @@ class AsyncClient:
             journal,
             device,
             every_row=self._shard.attends,
+            chunk=self._chunk,
             timeout=self._timeout,
         )
         tail = Tail(self._shard, self._codec, journal, self._engine)

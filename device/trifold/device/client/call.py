@@ -19,23 +19,25 @@ _GOODBYE: Final = 1.0
 
 
 class Call:
-    """Writes requests and reads responses.
+    """Writes requests and reads responses, each in a task of its own.
 
-    Reading goes on in a task of its own, so that giving up a wait does not cancel the call: the edge would
-    then keep the session on its lease instead of freeing it.
+    So whoever waits here can give up without cancelling the call: the edge would then keep the session on its
+    lease instead of freeing it.
     """
 
-    def __init__(self, call: SessionCall, edge: str) -> None:
+    def __init__(self, call: SessionCall, peer: str) -> None:
+        """`peer` is what errors call the other end."""
         self._call = call
-        self._edge = edge
+        self._peer = peer
+        self._outbox: asyncio.Queue[pb.SessionRequest] = asyncio.Queue()
         self._inbox: asyncio.Queue[pb.SessionResponse | TrifoldError] = asyncio.Queue()
+        self._writer = asyncio.create_task(self._write())
         self._reader = asyncio.create_task(self._read())
         self._closing: asyncio.Task[None] | None = None
 
-    async def send(self, request: pb.SessionRequest) -> None:
+    def send(self, request: pb.SessionRequest) -> None:
         """On a call that has ended this does nothing: receive() says what happened to it."""
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self._call.write(request)
+        self._outbox.put_nowait(request)
 
     async def receive(self) -> pb.SessionResponse:
         """The next response. Raises what ended the call; Unavailable when the edge just left."""
@@ -51,17 +53,23 @@ class Call:
         return self._closing
 
     async def _close(self) -> None:
-        try:
-            await self.send(pb.SessionRequest(close=pb.Close()))
-            await asyncio.wait({self._reader}, timeout=_GOODBYE)
-        finally:
-            self._call.cancel()
+        self.send(pb.SessionRequest(close=pb.Close()))
+        # A session that the edge does not hear the end of, ends with its lease.
+        await asyncio.wait({self._reader}, timeout=_GOODBYE)
+        self._call.cancel()
+
+    async def _write(self) -> None:
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while True:
+                await self._call.write(await self._outbox.get())
 
     async def _read(self) -> None:
         try:
             async for response in self._call:
                 self._inbox.put_nowait(response)
-            end: TrifoldError = Unavailable(f"the edge at {self._edge} ended the stream")
+            end: TrifoldError = Unavailable(f"{self._peer} ended the stream")
         except grpc.aio.AioRpcError as error:
-            end = from_rpc_error(error, f"the edge at {self._edge}")
+            end = from_rpc_error(error, self._peer)
+        finally:
+            self._writer.cancel()
         self._inbox.put_nowait(end)

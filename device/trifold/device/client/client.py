@@ -28,10 +28,13 @@ class Client:
         timeout: float = 30.0,
         threads: int = 0,
         inexact: bool = False,
+        chunk: int = 512,
     ) -> None:
+        """See AsyncClient."""
+
         async def load() -> async_client.AsyncClient:
             return async_client.AsyncClient(
-                edge, bundle=bundle, timeout=timeout, threads=threads, inexact=inexact
+                edge, bundle=bundle, timeout=timeout, threads=threads, inexact=inexact, chunk=chunk
             )
 
         self._loop = BackgroundLoop()

@@ -37,20 +37,26 @@ class Link:
         device: pb.TierInfo,
         *,
         every_row: bool,
+        chunk: int,
         timeout: float,
     ) -> None:
-        """`call` begins a call of EdgeService.Session; `every_row` says that this device gets all rows."""
+        """`call` begins a call of EdgeService.Session; a step has at most `chunk` tokens.
+
+        `every_row` says that this device gets all rows, not only those whose logits are needed.
+        """
         self._tiers: list[pb.TierInfo] = [device]
         self._call = call
         self._edge = edge
         self._journal = journal
         self._device = device
         self._every_row = every_row
+        self._chunk = chunk
         self._timeout = timeout
         self._stream: Stream | None = None
-        self._opened = False
+        self._opened = journal.epoch > 0
         self._reached = 0
-        self._trouble_since: float | None = None
+        self._loss: TrifoldError | None = None  # what no progress has followed yet
+        self._lost_at = 0.0
         self._patience: asyncio.Timeout | None = None
         self._given_up = False
 
@@ -75,11 +81,11 @@ class Link:
         Raises Cancelled after give_up(), DeadlineExceeded when the edge is silent, Unavailable when a tier is
         not there or stays away, and at once whatever else the edge refuses.
         """
-        while True:
-            async with self._within_patience():
+        async with self._within_patience():
+            while True:
                 try:
                     stream = self._stream or await self._open(needed)
-                    await stream.send_ahead(self._journal.ids)
+                    stream.send_ahead(self._journal.ids)
                     delivery = await stream.take()
                     self._note_progress(delivery)
                     return delivery
@@ -108,8 +114,9 @@ class Link:
                 seed=request.sampling.seed,
             ),
         )
-        call = Call(self._call(wait_for_ready=self._opened), self._edge)
-        self._stream = Stream(call, opening, every_row=self._every_row)
+        hint = "" if self._opened else " (is `trifold edge serve` running there?)"
+        call = Call(self._call(wait_for_ready=self._opened), f"the edge at {self._edge}{hint}")
+        self._stream = Stream(call, opening, every_row=self._every_row, chunk=self._chunk)
         opened = await self._stream.open(needed)
         self._opened = True
         self._tiers = [*opened.tiers, self._device]
@@ -120,7 +127,7 @@ class Link:
         """Only new positions count: a step that brings a tier down each time is not repeated for ever."""
         if delivery.end > self._reached:
             self._reached = delivery.end
-            self._trouble_since = None
+            self._loss = None
 
     async def _pause(self, loss: TrifoldError) -> None:
         """Waits before the next attempt: at first hardly, later a tenth of the time that has passed."""
@@ -128,24 +135,26 @@ class Link:
         if not self._opened:
             raise loss
         now = asyncio.get_running_loop().time()
-        self._trouble_since = self._trouble_since or now
-        passed = now - self._trouble_since
-        if passed > self._timeout:
-            raise Unavailable(f"gave up after {passed:.0f} s without progress: {loss.message}") from loss
-        pause = min(max(passed / 10, loss.retry_after or _SHORTEST_PAUSE), _LONGEST_PAUSE)
+        self._lost_at = now if self._loss is None else self._lost_at
+        self._loss = loss
+        pause = min(max((now - self._lost_at) / 10, loss.retry_after or _SHORTEST_PAUSE), _LONGEST_PAUSE)
         await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
 
     @asynccontextmanager
     async def _within_patience(self) -> AsyncIterator[None]:
+        """A wait that give_up() ends, and that is over `timeout` seconds after the last progress."""
         if self._given_up:
             raise Cancelled("the generation was cancelled")
+        since = asyncio.get_running_loop().time() if self._loss is None else self._lost_at
         try:
-            async with asyncio.timeout(self._timeout) as self._patience:
+            async with asyncio.timeout_at(since + self._timeout) as self._patience:
                 yield
         except TimeoutError:
             if self._given_up:
                 raise Cancelled("the generation was cancelled") from None
-            waited = f"the edge at {self._edge} gave no answer within {self._timeout:g} s"
-            raise DeadlineExceeded(waited) from None
+            if self._loss:
+                raise Unavailable(f"gave up after {self._timeout:g} s: {self._loss.message}") from self._loss
+            silence = f"the edge at {self._edge} gave no answer within {self._timeout:g} s"
+            raise DeadlineExceeded(silence) from None
         finally:
             self._patience = None

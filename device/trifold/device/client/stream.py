@@ -50,12 +50,13 @@ class _Sent:
 class Stream:
     """Sends the tokens of a session as steps, a window of them ahead, and checks every answer."""
 
-    def __init__(self, call: Call, opening: pb.Open, *, every_row: bool) -> None:
-        """`every_row` says that this device gets all rows, not only those whose logits are needed."""
+    def __init__(self, call: Call, opening: pb.Open, *, every_row: bool, chunk: int) -> None:
+        """A step has at most `chunk` tokens; `every_row` as for a Link."""
         self.changed: tuple[str, ...] = ()
         self._call = call
         self._opening = opening
         self._every_row = every_row
+        self._chunk = chunk
         self._resumed = opening.epoch > 1
         self._limits = pb.Opened()
         self._unanswered: deque[_Sent] = deque()
@@ -64,18 +65,19 @@ class Stream:
 
     async def open(self, needed: int) -> pb.Opened:
         """Opens the session; steps will begin at `needed`, or at the first position that a tier lacks."""
-        await self._call.send(pb.SessionRequest(open=self._opening))
+        self._call.send(pb.SessionRequest(open=self._opening))
         self._limits = (await self._call.receive()).opened
         if not (self._limits.max_rows and self._limits.steps_in_flight):
             raise OutOfSequence("the edge did not answer Open with Opened and its limits")
+        self._chunk = min(self._chunk, self._limits.max_rows)
         self._next = min(self._limits.have, needed)
         return self._limits
 
-    async def send_ahead(self, ids: Sequence[int]) -> None:
+    def send_ahead(self, ids: Sequence[int]) -> None:
         """Sends what has not been sent of `ids`, as far as the window allows; the last one needs logits."""
         while self._next < len(ids) and len(self._unanswered) < self._limits.steps_in_flight:
-            end = min(self._next + self._limits.max_rows, len(ids))
-            await self._send(ids[self._next : end], logits_from=min(end, max(self._next, len(ids) - 1)))
+            end = min(self._next + self._chunk, len(ids))
+            self._send(ids[self._next : end], logits_from=min(end, max(self._next, len(ids) - 1)))
 
     async def take(self) -> Delivery:
         """The answer to the oldest step. Raises OutOfSequence or BadRows when it is another's."""
@@ -109,7 +111,7 @@ class Stream:
         """Says Close, unless that has been done; the task is over when the edge has heard it."""
         return self._call.begin_close()
 
-    async def _send(self, ids: Sequence[int], logits_from: int) -> None:
+    def _send(self, ids: Sequence[int], logits_from: int) -> None:
         end = self._next + len(ids)
         header = pb.Header(
             session=self._opening.session,
@@ -123,4 +125,4 @@ class Stream:
         sent = _Sent(self._seq, self._next, end, logits_from, request.ByteSize(), time.monotonic_ns())
         self._unanswered.append(sent)
         self._seq, self._next = self._seq + 1, end
-        await self._call.send(request)
+        self._call.send(request)

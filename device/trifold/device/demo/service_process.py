@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
@@ -23,7 +24,7 @@ class ServiceProcess:
     Raises Unavailable with the last lines it printed when it ends, or is not ready within `timeout` seconds.
     """
 
-    def __init__(self, arguments: Sequence[str], *, timeout: float = 60.0) -> None:
+    def __init__(self, arguments: Sequence[str], *, timeout: float = 60.0, cwd: Path | None = None) -> None:
         self._arguments = list(arguments)
         self._errors: IO[str] = tempfile.TemporaryFile("w+", prefix="trifold-", suffix=".log")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -32,6 +33,7 @@ class ServiceProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            cwd=cwd,
         )
         try:
             self.address = self._wait_until_ready(timeout)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from trifold.device.client.trace import Trace
+from trifold.device.client.trace import TierTime, Trace
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ class Waterfall:
         for link, tier in zip(links, others, strict=True):
             network = mean([use.network_ns for use in link]) / 1e6
             up, down = mean([use.bytes_up for use in link]), mean([use.bytes_down for use in link])
-            spans.append(Span(link[0].link, "gRPC, both ways", network, up, down))
-            spans.append(Span(tier[0].tier, "waits for its turn", mean([t.queue_ns for t in tier]) / 1e6))
-            spans.append(Span(tier[0].tier, tier[0].provider, mean([t.compute_ns for t in tier]) / 1e6))
-        spans.append(Span("device", device[0].provider, mean([t.compute_ns for t in device]) / 1e6))
+            spans.append(Span(link[0].link, "network", network, up, down))
+            spans.append(Span(tier[0].tier, "queue", mean([t.queue_ns for t in tier]) / 1e6))
+            spans.append(Span(tier[0].tier, _compute(tier[0]), mean([t.compute_ns for t in tier]) / 1e6))
+        spans.append(Span("device", _compute(device[0]), mean([t.compute_ns for t in device]) / 1e6))
         return cls(count, mean([trace.total_ns for trace in traces]) / 1e6, tuple(spans))
 
-    def table(self, title: str, width: int = 40) -> Table:
+    def table(self, title: str, width: int = 28) -> Table:
         """The waterfall as a table, `width` characters for the whole time."""
         scale = width / max(sum(span.milliseconds for span in self.spans), 1e-9)
         table = Table(title=f"{title}: {self.milliseconds:.2f} ms", title_justify="left", box=None)
         for heading in ("where", "what"):
             table.add_column(heading, no_wrap=True)
-        for heading in ("ms", "bytes up", "bytes down"):
+        for heading in ("ms", "B up", "B down"):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("", width=width, no_wrap=True)
         passed = 0.0
@@ -74,3 +74,7 @@ class Waterfall:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _compute(tier: TierTime) -> str:
+    return f"compute, {tier.provider.removesuffix('ExecutionProvider')}"

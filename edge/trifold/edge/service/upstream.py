@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, Never
+from typing import Final, Never
 
 import grpc.aio
 from google.protobuf.message import DecodeError
@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import DeadlineExceeded, TrifoldError, Unavailable
 from trifold.shared.session.channel import connect
+from trifold.shared.session.ending import Ending
 from trifold.shared.session.status import from_rpc_error
 
 _CORE: Final = "/trifold.proto.v1.CoreService"
@@ -52,7 +53,7 @@ class Core:
             await stream.open(opening)
             yield stream
         finally:
-            call.cancel()
+            await stream.end()
 
     async def describe(self) -> pb.DescribeResponse:
         """Raises Unavailable when the core is not there."""
@@ -72,19 +73,26 @@ class Core:
 class CoreStream:
     """One session's stream to the core.
 
-    Its methods raise what ended it: what the core answered, or Unavailable when it was lost.
+    Its methods raise what ended it: what the core answered, or Unavailable when it was lost. Giving up the
+    wait for one of them leaves the call alone, where grpc.aio would cancel it: hence tasks of its own.
     """
 
     def __init__(self, core: Core, call: Call) -> None:
         self.opened = pb.Opened()
         self._core = core
         self._call = call
+        self._ending = Ending(call, core.name)
+        # No longer than the steps in flight: the core only ever answers.
+        self._inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._reading = asyncio.create_task(self._read())
+        self._writing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._writing.set_result(None)
 
     async def open(self, opening: pb.Open) -> None:
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
                 await self._write(pb.SessionRequest(open=opening))
-                response, _ = await self._read()
+                response, _ = await self._next()
         except TimeoutError:
             hint = "is `trifold cloud serve` running?"
             raise Unavailable(f"{self._core.name} is not there: {hint}", retry_after=1.0) from None
@@ -100,7 +108,7 @@ class CoreStream:
         """The next result and the bytes of its message. Raises DeadlineExceeded as well."""
         try:
             async with asyncio.timeout(self._core.timeout):
-                response, size = await self._read()
+                response, size = await self._next()
         except TimeoutError:
             seconds = self._core.timeout
             raise DeadlineExceeded(f"{self._core.name} sent no result for {seconds:g} s") from None
@@ -110,47 +118,50 @@ class CoreStream:
 
     async def lost(self) -> Never:
         """Waits until the stream ends, and raises why."""
-        await self._call.code()
-        await self._fail()
+        await asyncio.wait([self._reading])
+        raise await self._ending.error()
 
     async def close(self) -> None:
         """Tells the core that the session is over, and waits a moment until it has heard."""
         with suppress(TrifoldError, TimeoutError):
             async with asyncio.timeout(_GOODBYE_SECONDS):
                 await self._write(pb.SessionRequest(close=pb.Close()))
-                await self._call.code()
+                await asyncio.wait([self._reading])
+
+    async def end(self) -> None:
+        """Ends the call, if it has not ended."""
+        self._call.cancel()
+        # A write that waits for a connection does not notice.
+        self._writing.cancel()
+        await asyncio.gather(self._reading, self._writing, return_exceptions=True)
 
     def nonsense(self, what: str) -> TrifoldError:
         return nonsense(self._core.name, what)
 
-    async def _write(self, request: pb.SessionRequest) -> int:
-        data = request.SerializeToString()
-        try:
-            await self._call.write(data)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self._fail()
-        return len(data)
+    async def _read(self) -> None:
+        with suppress(grpc.aio.AioRpcError):
+            async for data in self._call:
+                self._inbox.put_nowait(data)
+        self._inbox.put_nowait(None)
 
-    async def _read(self) -> tuple[pb.SessionResponse, int]:
-        data: Any = None
-        try:
-            data = await self._call.read()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self._fail()
-        if data is grpc.aio.EOF:
-            await self._fail()
+    async def _next(self) -> tuple[pb.SessionResponse, int]:
+        data = await self._inbox.get()
+        if data is None:
+            raise await self._ending.error()
         try:
             return pb.SessionResponse.FromString(data), len(data)
         except DecodeError:
             raise self.nonsense("a message that is not a SessionResponse") from None
 
-    async def _fail(self) -> Never:
-        """Raises what ended the call."""
-        code = await self._call.code()
-        if code is grpc.StatusCode.OK:
-            raise Unavailable(f"{self._core.name} ended the stream")
-        details, trailer = await self._call.details(), await self._call.trailing_metadata()
-        raise from_rpc_error(grpc.aio.AioRpcError(code, None, trailer, details), self._core.name)
+    async def _write(self, request: pb.SessionRequest) -> int:
+        data = request.SerializeToString()
+        try:
+            await asyncio.shield(self._writing)
+            self._writing = asyncio.ensure_future(self._call.write(data))
+            await asyncio.shield(self._writing)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            raise await self._ending.error() from None
+        return len(data)
 
 
 def nonsense(name: str, what: str) -> TrifoldError:

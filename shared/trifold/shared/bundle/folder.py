@@ -23,7 +23,8 @@ _REMEDY: Final = "copy the folder again from where the bundle was made, or split
 class TierFolder:
     """A tier's folder whose manifest is sound and whose files are there in the right size.
 
-    `read` is the only way to a file's bytes, and gives none that do not have the hash of the manifest.
+    `read` is the only way to a file's bytes, and gives none that do not have the hash of the manifest. The
+    files for training may be missing: nobody else needs them.
     """
 
     def __init__(self, path: Path, tier: Tier, manifest: Manifest) -> None:
@@ -31,6 +32,7 @@ class TierFolder:
         self.tier: Tier = tier
         self.manifest = manifest
         self.files = manifest.serving.files[tier]
+        self._listed = manifest.training.get(tier, {}) | self.files
 
     @classmethod
     def open(cls, path: Path, tier: Tier) -> TierFolder:
@@ -52,9 +54,9 @@ class TierFolder:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file of this tier. Raises DamagedFile when they are not those of the manifest."""
-        if name not in self.files:
+        if name not in self._listed:
             raise DamagedFile(f"{self.path / name}: is not listed in {MANIFEST}; {_REMEDY}")
-        entry = self.files[name]
+        entry = self._listed[name]
         with os.fdopen(self._open(name, entry), "rb") as file:
             data = file.read(entry.size)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -65,7 +67,9 @@ class TierFolder:
         """A descriptor of a regular file of the right size, right here: no link leads elsewhere."""
         path = self.path / name
         if not _PLAIN_NAME.fullmatch(name):
-            raise DamagedFile(f"{self.path / MANIFEST}: {name!r} is not the name of a file in the same folder")
+            raise DamagedFile(
+                f"{self.path / MANIFEST}: {name!r} is not the name of a file in the same folder"
+            )
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:

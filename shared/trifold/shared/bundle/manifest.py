@@ -60,10 +60,10 @@ class Serving(Part):
 
 
 class Manifest(Part):
-    """`manifest.json`. `serving_digest` must equal `serving.digest()`; `training` lists float slices, outside it."""
+    """`manifest.json`. `serving_digest` must be that of `serving`; `training` lists float slices beside it."""
 
     format: Literal[1] = 1
     producer: str
     serving_digest: str
     serving: Serving
-    training: dict[Tier, dict[str, FileEntry]] = {}
+    training: dict[Tier, dict[str, FileEntry]] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""HeadLayout: how the values of an attention head lie in a shard, and so how large its keys and values are."""
+"""HeadLayout: how the values of an attention head lie in a shard, and so how large a key or value is."""
 
 from __future__ import annotations
 

@@ -16,15 +16,14 @@ PROVIDER: Final = "CPUExecutionProvider"
 
 WEIGHTS: Final = "weights.bin"
 
-_NO_FLASH: Final = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+_NO_TILES: Final = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 _environment = Lock()
 
 
-def load(model: bytes, weights: bytes, *, threads: int, whole_attention: bool) -> ort.InferenceSession:
+def load(model: bytes, weights: bytes, *, threads: int) -> ort.InferenceSession:
     """A session that runs `model` with `weights` as its weights.bin; both may be forgotten afterwards.
 
-    `threads` within an operator, 0 for one per physical core. `whole_attention` has attention computed over
-    all keys at once instead of in tiles.
+    `threads` is how many work on an operator, 0 for one for each physical core.
 
     Raises DamagedFile when ONNX Runtime cannot make sense of the model.
     """
@@ -32,27 +31,29 @@ def load(model: bytes, weights: bytes, *, threads: int, whole_attention: bool) -
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Threads that wait for the next operator spin, but not from one call to the next: other tiers need the cores.
+    # Threads spin from one operator to the next, but not between calls: other tiers need the cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if weights:
         options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
     try:
-        with _attention(whole_attention):
+        with _attention_without_tiles():
             return ort.InferenceSession(model, options, providers=[PROVIDER])
     except Exception as error:
         raise DamagedFile(f"model.onnx cannot be loaded by onnxruntime {ort.__version__}: {error}") from error
 
 
 @contextmanager
-def _attention(whole: bool) -> Iterator[None]:
-    """ONNX Runtime has an environment variable for this and nothing else, and looks at it while loading."""
+def _attention_without_tiles() -> Iterator[None]:
+    """Attention over all keys at once: tiles would be as large as the L2 cache allows, and so would sums.
+
+    ONNX Runtime has an environment variable for this and nothing else, and looks there while it loads.
+    """
     with _environment:
-        before = os.environ.pop(_NO_FLASH, None)
-        if whole:
-            os.environ[_NO_FLASH] = "1"
+        before = os.environ.get(_NO_TILES)
+        os.environ[_NO_TILES] = "1"
         try:
             yield
         finally:
-            os.environ.pop(_NO_FLASH, None)
+            del os.environ[_NO_TILES]
             if before is not None:
-                os.environ[_NO_FLASH] = before
+                os.environ[_NO_TILES] = before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 from typing import Final
@@ -17,12 +16,8 @@ _TELLING: Final = (
 
 
 def fingerprint(provider: str, digest: str) -> str:
-    """Engine, version, provider, instruction set, size of the L2 cache and digest of the self-test.
-
-    The tiles of attention are as large as the L2 cache allows, and sums over other tiles have other last bits.
-    """
-    parts = [f"onnxruntime-{ort.__version__}", provider, _instructions(), f"l2-{_level_2_cache()}", digest]
-    return "/".join(parts)
+    """Engine, version, provider, instruction set and digest of the self-test."""
+    return "/".join([f"onnxruntime-{ort.__version__}", provider, _instructions(), digest])
 
 
 def _instructions() -> str:
@@ -32,10 +27,3 @@ def _instructions() -> str:
         return platform.machine()
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "").split()
     return "+".join([platform.machine(), *(flag for flag in _TELLING if flag in flags)])
-
-
-def _level_2_cache() -> int:
-    try:
-        return max(0, os.sysconf("SC_LEVEL2_CACHE_SIZE"))
-    except (OSError, ValueError):
-        return 0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.manifest import TIERS, Manifest
-from trifold.shared.errors import DigestMismatch, PromptTooLong
+from trifold.shared.errors import DigestMismatch, InvalidRequest, PromptTooLong
 from trifold.shared.runtime.codec import RowCodec
 from trifold.shared.runtime.sampling import Sampling, pick
 from trifold.shared.runtime.shard import Rows, Shard
@@ -33,7 +33,7 @@ class Token:
 
 def row_digest(row: Rows) -> str:
     """Eight bytes of BLAKE2b, in hex, of a decoded row (hidden,) as the device got it."""
-    return hashlib.blake2b(np.ascontiguousarray(row), digest_size=8).hexdigest()
+    return hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest()
 
 
 class Monolith:
@@ -68,10 +68,12 @@ class Monolith:
         eos: Collection[int] | None = None,
         chunk: int = CHUNK,
     ) -> Iterator[Token]:
-        """Tokens after the prompt, up to `max_tokens`, the last one being one of `eos` (by default the model's).
+        """At most `max_tokens` tokens after the prompt, until one of `eos` (by default the model's).
 
-        Raises PromptTooLong when prompt and tokens do not fit the model.
+        Raises PromptTooLong when prompt and tokens do not fit the model, InvalidRequest for an empty prompt.
         """
+        if not prompt_ids:
+            raise InvalidRequest("a prompt has at least one token")
         end = len(prompt_ids) + max_tokens
         if end > self.edge.spec.max_positions:
             room = self.edge.spec.max_positions
@@ -81,7 +83,7 @@ class Monolith:
         tokens = np.asarray(prompt_ids, np.int64)
         for start in range(0, len(tokens), chunk):
             part = tokens[start : start + chunk]
-            logits = session.feed(part, start, logits_from=max(start, min(len(tokens) - 1, start + len(part))))
+            logits = session.feed(part, start, logits_from=min(len(tokens) - 1, start + len(part)))
         for position in range(len(tokens), end):
             token = pick(logits[-1], sampling, position)
             yield Token(token, position, row_digest(session.rows[-1]))
@@ -91,7 +93,7 @@ class Monolith:
 
 
 class MonolithSession:
-    """One generation. `rows` are those of the last `feed` that the device got, decoded, from `logits_from` on."""
+    """One generation. `rows` are the decoded rows that the last `feed` computed logits from."""
 
     def __init__(self, monolith: Monolith, capacity: int) -> None:
         self._monolith = monolith

@@ -19,7 +19,7 @@ CHUNKINGS: Final = (
     (64, 65, 11),
     (5, 123, 1, 1, 10),
 )
-"""Single rows at the start, around 64 and around 128, where kernels change their tiles; pieces of both sizes."""
+"""Single rows at the start, around 64 and around 128, where kernels change tiles; small and large parts."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SelfTest:
 
 
 def prove(shard: Shard) -> SelfTest:
-    """Compute the same rows in one call and in several, with caches of different size, and compare bit for bit."""
+    """Compute the same rows in one call and in several, in caches of other sizes, and compare every bit."""
     inputs = _inputs(shard)
     whole = _run(shard, inputs, (len(inputs),))
     finite = bool(np.isfinite(whole).all())

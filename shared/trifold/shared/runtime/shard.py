@@ -23,8 +23,18 @@ Tokens = NDArray[np.int64]
 
 MODEL: Final = "model.onnx"
 
+COPIES: Final = 1
+"""Rows that attention gets beyond those asked for, at least. Why: trifold.cloud.split.graph.attention."""
+
 WIDE_HEAD: Final = 128
-"""Heads of more values than this are summed in two parts, unless there are at most 64 keys."""
+WIDE_POSITIONS: Final = 65
+"""Heads of more values than WIDE_HEAD need at least so many positions in every call."""
+
+_MOST_SCORES: Final = 2**24
+"""Attention scores held at once: 64 MiB."""
+
+_MOST_ROWS: Final = 4096
+"""Rows in one call to a graph without attention."""
 
 _REMEMBERED: Final = 4
 """Shapes of calls whose memory a cache keeps: those of decoding and of the chunks of a prompt."""
@@ -57,8 +67,8 @@ class Cache:
 class Shard:
     """A tier of a bundle, loaded and tested.
 
-    `attends` says whether it has attention layers, and so needs every row of a session, in order; `exact` whether
-    the self-test found that rows do not depend on how they are cut into calls.
+    `attends`: it has attention layers, and so needs every row of a session in order. `exact`: the self-test
+    found that rows do not depend on how they are cut into calls.
     """
 
     def __init__(self, folder: TierFolder, *, threads: int = 0) -> None:
@@ -73,10 +83,11 @@ class Shard:
         self.fingerprint = ""
         layers = [self.spec.layers[index] for index in serving.cuts.layers(self.tier, len(self.spec.layers))]
         self.attends = bool(layers)
+        self._heads = max((layer.attention.heads for layer in layers), default=0)
         wide = any(HeadLayout.of(layer.attention).size > WIDE_HEAD for layer in layers)
-        self._least_positions = 65 if wide else 2
+        self._fewest_positions = WIDE_POSITIONS if wide else 0
         model, weights = folder.read(MODEL), folder.read(WEIGHTS)
-        self._session = load(model, weights, threads=threads, whole_attention=wide)
+        self._session = load(model, weights, threads=threads)
         self._caches = {
             value.name: (value.shape[1], value.shape[3])
             for value in self._session.get_inputs()
@@ -109,34 +120,40 @@ class Shard:
         }
         return Cache(capacity, bound | (self._tables(slots) if self.attends else {}))
 
-    def run(
-        self, cache: Cache, inputs: Tokens | Rows, base_pos: int, logits_from: int | None = None
-    ) -> Rows:
+    def run(self, cache: Cache, inputs: Tokens | Rows, base_pos: int, logits_from: int | None = None) -> Rows:
         """Compute the rows at base_pos, base_pos + 1, …, after forgetting what the cache holds from there on.
 
-        `inputs` are token ids (n,) for the edge, rows (n, hidden) for the others. Returns rows (n, hidden) or, on
-        the device, the logits (m, vocab) of the positions from `logits_from` on, by default of all.
+        `inputs` are token ids (n,) for the edge, rows (n, hidden) for others. Returns rows (n, hidden) or,
+        on the device, logits (m, vocab) of the positions from `logits_from` on, by default of all.
 
-        Raises OutOfSequence when positions before base_pos are missing, InvalidRequest for a shape, dtype, position
-        or token id that cannot be.
+        Raises OutOfSequence when positions before base_pos are missing, InvalidRequest for a shape, dtype,
+        position or token id that cannot be.
         """
-        end = base_pos + len(inputs)
         self._check(cache, inputs, base_pos)
-        chosen = len(inputs) if logits_from is None else end - logits_from
-        if not 0 <= chosen <= len(inputs):
+        end = base_pos + len(inputs)
+        chosen_from = base_pos if logits_from is None else logits_from
+        if not base_pos <= chosen_from <= end:
             raise InvalidRequest(f"logits from position {logits_from} on of rows {base_pos} to {end - 1}")
         cache.have = min(cache.have, base_pos)
         if self.tier == "device" and not self.attends:
-            inputs = inputs[len(inputs) - chosen :]
-        rows = self._compute(cache, inputs, end, chosen) if len(inputs) else None
+            inputs, base_pos = inputs[chosen_from - base_pos :], chosen_from
+        step = self._rows_at_once(cache)
+        parts = [
+            self._compute(cache, inputs[start : start + step], base_pos + start, chosen_from)
+            for start in range(0, len(inputs), step)
+        ]
         cache.have = end
-        return np.empty((0, self.vocab), np.float32) if rows is None or chosen == 0 else rows
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty((0, self.vocab), np.float32)
 
     def _check(self, cache: Cache, inputs: Tokens | Rows, base_pos: int) -> None:
         shape, dtype = ((), np.int64) if self.tier == "edge" else ((self.hidden,), np.float32)
         if len(inputs) == 0 or inputs.shape[1:] != shape or inputs.dtype != dtype:
             wanted = f"{np.dtype(dtype).name} {('n', *shape)}"
-            raise InvalidRequest(f"the {self.tier} shard takes {wanted}, not {inputs.dtype.name} {inputs.shape}")
+            raise InvalidRequest(
+                f"the {self.tier} shard takes {wanted}, not {inputs.dtype.name} {inputs.shape}"
+            )
         end = base_pos + len(inputs)
         if base_pos < 0 or end > cache.capacity:
             raise InvalidRequest(f"positions {base_pos} to {end - 1} in a session of {cache.capacity}")
@@ -145,8 +162,16 @@ class Shard:
         if self.tier == "edge" and not (inputs.min() >= 0 and inputs.max() < self.vocab):
             raise InvalidRequest(f"token ids must be from 0 to {self.vocab - 1}")
 
-    def _compute(self, cache: Cache, inputs: Tokens | Rows, end: int, chosen: int) -> Rows:
-        copies = max(1, self._least_positions - end)
+    def _rows_at_once(self, cache: Cache) -> int:
+        """A call is cut, which changes no bits, where scores of all heads, rows and slots are too many."""
+        if not self.attends:
+            return _MOST_ROWS
+        return max(1, _MOST_SCORES // (self._heads * self._slots(cache.capacity)))
+
+    def _compute(self, cache: Cache, inputs: Tokens | Rows, base_pos: int, chosen_from: int) -> Rows:
+        end = base_pos + len(inputs)
+        copies = max(COPIES, self._fewest_positions - end)
+        chosen = end - max(base_pos, chosen_from)
         shape = (len(inputs), copies, max(1, chosen))
         if shape not in cache.calls:
             if len(cache.calls) == _REMEMBERED:
@@ -159,8 +184,8 @@ class Shard:
         try:
             self._session.run_with_iobinding(call.binding)
         except Exception as error:
-            raise TrifoldError(f"the {self.tier} shard failed at position {end - len(inputs)}: {error}") from error
-        return call.output.copy()
+            raise TrifoldError(f"the {self.tier} shard failed at position {base_pos}: {error}") from error
+        return call.output.copy() if chosen > 0 else call.output[:0]
 
     def _bind(self, cache: Cache, rows: int, copies: int, chosen: int) -> Call:
         """New memory for calls of `rows` rows with `copies` of the last, and logits of the last `chosen`."""
@@ -187,7 +212,7 @@ class Shard:
 
     def _slots(self, capacity: int) -> int:
         """Positions that a cache has memory for: copies of the last row go behind it."""
-        return max(capacity + 1, self._least_positions)
+        return max(capacity + COPIES, self._fewest_positions)
 
     def _tables(self, positions: int) -> dict[str, ort.OrtValue]:
         """cos and sin for at least so many positions, shared by caches."""

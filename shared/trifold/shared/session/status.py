@@ -37,6 +37,9 @@ _BY_CODE: Final[dict[grpc.StatusCode, type[TrifoldError]]] = {
 }
 """What a status means that gRPC itself made up: a lost connection shows as CANCELLED or UNAVAILABLE."""
 
+MADE_UP: Final = (grpc.StatusCode.INTERNAL, "Internal error from Core")
+"""What grpc.aio puts in place of the peer's status when a call ends during a write (grpc issue 36066)."""
+
 log = logging.getLogger(__name__)
 
 
@@ -71,7 +74,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError, peer: str = "the peer") -> Trifo
             reason, retry_after = _details(value)
     if reason in ERRORS:
         return ERRORS[reason](error.details() or reason, retry_after=retry_after)
-    kind = _BY_CODE.get(error.code(), TrifoldError)
+    made_up = (error.code(), error.details()) == MADE_UP
+    kind = Unavailable if made_up else _BY_CODE.get(error.code(), TrifoldError)
     return kind(f"{peer}: {error.details() or error.code().name}")
 
 

@@ -4,8 +4,8 @@ ONNX Runtime computes attention by matrix products, whose last bits depend on th
   - a product of one row takes another path than one of two or more, also when a tile of rows ends with one;
   - with heads wider than 128 the sum over a head is cut in two, unless there are at most 64 keys.
 So the operator gets at least one row more than it is asked for, copies of the last one, and whoever runs the
-graph adds more of them while a wide head would have 64 keys or fewer (trifold.shared.runtime.places). Their keys
-lie behind all others, where nothing that counts can see them, and the next step overwrites them.
+graph (trifold.shared.runtime.shard) adds more of them while a wide head would have 64 keys or fewer. Their
+keys lie behind all others, where nothing that counts can see them, and the next step overwrites them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from trifold.cloud.split.graph.builder import FLOAT, MICROSOFT, Builder
 class Places:
     """The inputs of a graph that say where its rows stand.
 
-    `attend` (1, rows + copies) picks the rows and the copies of the last; `rows` (1) is how many rows there are;
-    `last` (1) and `total` () are the last position used by a copy and the count of them; `cos` and `sin`
-    (positions, half) are the rotation.
+    `attend` (1, rows + copies) picks the rows and the copies of the last; `rows` (1) counts without copies;
+    `last` (1) is the position of the last copy, `total` () one more; `cos` and `sin` (positions, half)
+    are the rotation.
     """
 
     attend: ir.Value
@@ -57,8 +57,8 @@ class Heads:
 
 
 def attend(builder: Builder, qkv: ir.Value, layer: int, heads: Heads, places: Places) -> ir.Value:
-    """Attention of rows qkv (rows, (query + 2 · key) · size) over the cache of a layer: (rows, query · value)."""
-    cache = [1, heads.key, "slots", heads.size]
+    """Attention of qkv (rows, (query + 2 · key) · size) over the cache of a layer: (rows, query · value)."""
+    cache: list[int | str] = [1, heads.key, "slots", heads.size]
     past = [builder.input(f"past_{kind}_{layer}", FLOAT, cache) for kind in ("key", "value")]
     out, *present = builder.op_of(
         3,

@@ -90,10 +90,9 @@ class Builder:
         return self._tape.initializer(self.weights.matrix(matrix, shape))
 
     def quantized(self, matrix: Matrix, bits: Bits, *fold: int) -> tuple[ir.Value, ir.Value]:
-        """Codes (*fold, inputs · bits / 8) and scales (*fold, blocks) of a weight, its rows folded to `fold`."""
+        """Codes (*fold, bytes) and scales (*fold, blocks) of a weight whose rows are folded to `fold`."""
         codes, scales = self.weights.quantized(matrix, bits)
-        blocks = scales.shape.dims[1]
-        assert isinstance(blocks, int)
+        blocks = -(-matrix.inputs // BLOCK)
         return (
             self._tape.initializer(_folded(codes, (*fold, blocks * BLOCK * bits // 8))),
             self._tape.initializer(_folded(scales, (*fold, blocks))),
@@ -127,8 +126,8 @@ class Builder:
 
     def norm(self, x: ir.Value, weight: ir.Value, eps: float | None = None) -> ir.Value:
         """RMSNorm over the last axis."""
-        attributes = {"axis": -1, "epsilon": eps or self.eps, "stash_type": 1}
-        return self.op("SimplifiedLayerNormalization", x, weight, **attributes)
+        epsilon = self.eps if eps is None else eps
+        return self.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=epsilon, stash_type=1)
 
     def add_norm(self, x: ir.Value, residual: ir.Value, weight: ir.Value) -> tuple[ir.Value, ir.Value]:
         """RMSNorm of x + residual, and the sum itself: the new residual."""

@@ -1,4 +1,4 @@
-"""Routed experts as QMoE, or MoE in fp32, in a form that gives each row the same bits whatever the others are.
+"""Routed experts as QMoE, or MoE in fp32, in a form that gives a row the same bits whatever the others are.
 
 Both operators add up the experts of a row in an order that depends on how many rows each expert got. So every
 row is written top_k times, each copy goes to one expert (k=1), and the results are combined outside.
@@ -13,7 +13,7 @@ import onnx_ir as ir
 from trifold.cloud.split.graph.builder import MICROSOFT, Builder
 from trifold.cloud.split.graph.dense import swiglu
 from trifold.cloud.split.graph.matrix import experts_in, experts_out
-from trifold.cloud.split.graph.quantize import BLOCK
+from trifold.cloud.split.graph.quantize import BLOCK, Bits
 from trifold.cloud.split.graph.router import route
 from trifold.shared.model.names import MoeNames
 from trifold.shared.model.spec import MoeFfn
@@ -34,25 +34,32 @@ _UNCHOSEN: Final = -1e4
 def mixture(builder: Builder, x: ir.Value, hidden: int, spec: MoeFfn, names: MoeNames) -> ir.Value:
     """Routed and shared experts of rows x (rows, hidden), before the residual."""
     experts, weights = route(builder, x, spec, names)
-    run = _fp32 if builder.bits is None else _quantized
-    outputs = run(builder, x, hidden, experts, spec, names)
+    if builder.bits is None:
+        outputs = _fp32(builder, x, hidden, experts, spec, names)
+    else:
+        outputs = _quantized(builder, builder.bits, x, hidden, experts, spec, names)
     combined = builder.op("MatMul", builder.reshape(weights, -1, 1, spec.top_k), outputs)
     routed = builder.reshape(combined, -1, hidden)
     return builder.op("Add", routed, swiglu(builder, x, names.shared)) if names.shared else routed
 
 
 def _quantized(
-    builder: Builder, x: ir.Value, hidden: int, experts: ir.Value, spec: MoeFfn, names: MoeNames
+    builder: Builder,
+    bits: Bits,
+    x: ir.Value,
+    hidden: int,
+    experts: ir.Value,
+    spec: MoeFfn,
+    names: MoeNames,
 ) -> ir.Value:
     """(rows, top_k, hidden). QMoE takes whole blocks only: rows and experts get blanks up to them."""
-    assert builder.bits is not None
     padded, width = (-(-size // BLOCK) * BLOCK for size in (hidden, spec.width))
     if padded != hidden:
         x = builder.op("Pad", x, builder.ints(0, 0, 0, padded - hidden))
     into = experts_in(builder.source, names, spec.experts, width, padded)
     out_of = experts_out(builder.source, names, spec.experts, width, padded)
-    codes_in, scales_in = builder.quantized(into, builder.bits, spec.experts, 2 * width)
-    codes_out, scales_out = builder.quantized(out_of, builder.bits, spec.experts, padded)
+    codes_in, scales_in = builder.quantized(into, bits, spec.experts, 2 * width)
+    codes_out, scales_out = builder.quantized(out_of, bits, spec.experts, padded)
     outputs = builder.op(
         "QMoE",
         _repeated(builder, x, spec.top_k),
@@ -63,7 +70,7 @@ def _quantized(
         codes_out,
         scales_out,
         domain=MICROSOFT,
-        expert_weight_bits=builder.bits,
+        expert_weight_bits=bits,
         block_size=BLOCK,
         quant_type="int",
         accuracy_level=4,
@@ -76,7 +83,7 @@ def _quantized(
 def _fp32(
     builder: Builder, x: ir.Value, hidden: int, experts: ir.Value, spec: MoeFfn, names: MoeNames
 ) -> ir.Value:
-    """(rows, top_k, hidden). An expert with one row computes other bits than one with more, so all rows go twice."""
+    """(rows, top_k, hidden). An expert with one row computes other bits than with more: all rows go twice."""
     into = experts_in(builder.source, names, spec.experts, spec.width, hidden)
     out_of = experts_out(builder.source, names, spec.experts, spec.width, hidden)
     rows = _repeated(builder, x, 2 * spec.top_k)

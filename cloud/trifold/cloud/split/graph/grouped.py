@@ -57,9 +57,10 @@ def _normed(
 
 
 def _norm(builder: Builder, x: ir.Value, name: str, heads: tuple[int, int, int], order: Order) -> ir.Value:
-    """RMSNorm of every head, or of all at once: as wide as its weight. `heads` is count, values, values with blanks.
+    """RMSNorm of every head, or of all at once: as wide as its weight.
 
-    The mean of the squares is taken over the blanks of a head too; epsilon and weight make up for that.
+    `heads` is how many there are, of how many values, without and with blanks. The mean of the squares is
+    taken over blanks too; epsilon and weight make up for that.
     """
     count, values, size = heads
     share = values / size

@@ -1,4 +1,4 @@
-"""Multi-head latent attention of DeepSeek-V2 and V3, expanded: every head gets a key and a value of its own."""
+"""Multi-head latent attention of DeepSeek-V2 and V3, expanded: each head gets its own key and value."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ def latent(
 ) -> ir.Value:
     """Attention of rows x (rows, hidden), before the residual.
 
-    `interleaved` says that the checkpoint has rotated pairs side by side. A head is its rotated values, then its
-    plain ones; the rotated key is the same for all heads. GroupQueryAttention wants queries, keys and values
-    of one size, so values get blanks, or queries and keys where values are larger.
+    `interleaved` says that the checkpoint has rotated pairs side by side. The rotated key is the same for all
+    heads. Queries, keys and values get blanks up to one size (HeadLayout).
     """
     source, count = builder.source, spec.heads
     layout = HeadLayout.of(spec)

@@ -10,25 +10,31 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trifold.shared.errors import DamagedFile
 from trifold.shared.model.checkpoint import Checkpoint
 from trifold.shared.model.heads import BLANK, Order
 from trifold.shared.model.names import DenseNames, MoeNames
 
 Float = NDArray[np.float32]
 
-PIECE: Final = 8 * 2**20
-"""Values in a piece: 32 MiB of fp32."""
+PIECE: Final = 2 * 2**20
+"""Values in a piece: 8 MiB of fp32."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that tells `read` how many values have been taken from it."""
+    """A checkpoint that tells `read` how many values have been taken from it.
+
+    Raises DamagedFile naming a tensor that holds values that are not finite.
+    """
 
     checkpoint: Checkpoint
     read: Callable[[int], None] = lambda values: None
 
     def rows(self, name: str, start: int, stop: int) -> Float:
         values = self.checkpoint.rows(name, start, stop)
+        if not (np.isfinite(values.min()) and np.isfinite(values.max())):
+            raise DamagedFile(f"{self.checkpoint.path}: tensor {name} holds values that are not finite")
         self.read(values.size)
         return values
 
@@ -46,7 +52,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight (outputs, inputs). `pieces` yields fp32 arrays (n, inputs) whose rows are, in order, its rows."""
+    """A weight (outputs, inputs). `pieces` yields its rows in order, as fp32 arrays (n, inputs)."""
 
     outputs: int
     inputs: int
@@ -60,7 +66,7 @@ def whole(source: Source, name: str) -> Matrix:
 
 
 def heads(source: Source, name: str, size: int, order: Order) -> Matrix:
-    """A tensor of heads of `size` rows, the rows of each in another `order`, in which BLANK stands for zeros."""
+    """A tensor of heads of `size` rows, each in another `order`, in which BLANK is a row of zeros."""
     outputs, inputs = source.checkpoint.shape(name)
 
     def pieces() -> Iterator[Float]:
@@ -92,7 +98,7 @@ def stack(parts: Sequence[Matrix]) -> Matrix:
 
 
 def experts_in(source: Source, names: MoeNames, experts: int, width: int, hidden: int) -> Matrix:
-    """Gate and up of all experts, a row of each in turn, with blank rows and columns up to `width` and `hidden`."""
+    """Gate and up of all experts, row by row in turn, with blank rows and columns up to `width`, `hidden`."""
 
     def expert(part: DenseNames) -> Float:
         block = np.zeros((width, 2, hidden), np.float32)

@@ -1,7 +1,7 @@
 """Quantization of weights in blocks of 32, in the format of MatMulNBits, QMoE and GatherBlockQuantized.
 
-Blocks of 32 with int8 activations (accuracy_level 4) are what the kernels compute row by row without regard to
-other rows; larger blocks are not (docs/decisions).
+With blocks of 32 and int8 activations (accuracy_level 4) the kernels give a row the same bits whatever the
+other rows are; with larger blocks they do not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BLOCK: Final = 32
 
 
 def quantize(rows: NDArray[np.float32], bits: Bits) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Bytes (n, blocks, 32 · bits / 8) and scales (n, blocks) of rows (n, k); a last block is filled with zeros.
+    """Bytes (n, blocks, 32 · bits / 8) and scales (n, blocks) of rows (n, k); zeros fill the last block.
 
     A value is (q - 2**(bits-1)) · scale. int8 uses -127 … 127. int4 gives the value of largest magnitude the
     code -8, as the Q4_0 of llama.cpp does, because that wastes no code. Low nibble first.
@@ -34,6 +34,8 @@ def quantize(rows: NDArray[np.float32], bits: Bits) -> tuple[NDArray[np.uint8], 
         scales = np.maximum(-low, high) / np.float32(127)
     else:
         scales = np.where(-low > high, low, high) / np.float32(-8)
+    # What the smallest normal number cannot scale counts as zero.
+    scales[np.abs(scales) < np.finfo(np.float32).tiny] = 0
     inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
     codes = values * inverse[:, :, None]
     np.rint(codes, out=codes)

@@ -1,4 +1,4 @@
-"""The router: which experts a row goes to, and with what weight. Always fp32: a quantized one flips experts."""
+"""The router: which experts a row goes to, with what weight. Always fp32: a quantized one flips experts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _within_best_groups(builder: Builder, choice: ir.Value, spec: MoeFfn) -> ir.
 
 
 def _weights(builder: Builder, scores: ir.Value, spec: MoeFfn) -> ir.Value:
-    """Normalized and scaled. The sum is a product with a constant matrix, whose bits depend on no other row."""
+    """Normalized and scaled. The sum is a product with a constant, whose bits do not depend on other rows."""
     if spec.normalize:
         return builder.op("Div", scores, builder.op("MatMul", scores, _even(builder, spec)))
     return scores if spec.routed_scale == 1 else builder.op("Mul", scores, builder.scalar(spec.routed_scale))

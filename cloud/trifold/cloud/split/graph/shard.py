@@ -39,13 +39,13 @@ def build(source: Source, tier: Tier, cuts: Cuts, quantization: Quantization, we
     builder = Builder(source, weights, _BITS[quantization], spec.norm_eps)
     span = cuts.layers(tier, len(spec.layers))
     x = _embedding(builder, spec) if tier == "edge" else builder.input("rows", FLOAT, ["rows", spec.hidden])
-    places = Places.inputs(builder, HeadLayout(spec.rope.dim, 0).half) if span else None
     stream = Stream(builder, x)
-    for layer in span:
-        assert places is not None
-        _layer(stream, spec, layer, places)
+    if span:
+        places = Places.inputs(builder, HeadLayout(spec.rope.dim, 0).half)
+        for layer in span:
+            _layer(stream, spec, layer, places)
     if tier == "device":
-        _head(stream, spec, choose=places is not None)
+        _head(stream, spec, choose=bool(span))
     else:
         builder.output(stream.sum(), "rows_out", ["rows", spec.hidden])
     return builder.finish(tier)
@@ -82,21 +82,21 @@ def _layer(stream: Stream, spec: ModelSpec, layer: int, places: Places) -> None:
     names = builder.source.checkpoint.names.layer(layer)
     x = stream.normed(names.input_norm)
     match part.attention, names.attention:
-        case GroupedAttention() as attention, GroupedNames() as at:
-            stream.add(grouped(builder, x, layer, attention, at, places))
-        case LatentAttention() as attention, LatentNames() as at:
+        case GroupedAttention() as heads, GroupedNames() as head_names:
+            stream.add(grouped(builder, x, layer, heads, head_names, places))
+        case LatentAttention() as latents, LatentNames() as latent_names:
             interleaved = builder.source.checkpoint.names.layout.rope_interleaved
-            stream.add(latent(builder, x, layer, attention, at, places, interleaved))
+            stream.add(latent(builder, x, layer, latents, latent_names, places, interleaved))
     x = stream.normed(names.post_norm)
     match part.ffn, names.ffn:
-        case MoeFfn() as ffn, MoeNames() as at:
-            stream.add(mixture(builder, x, spec.hidden, ffn, at))
-        case _, DenseNames() as at:
-            stream.add(swiglu(builder, x, at))
+        case MoeFfn() as moe, MoeNames() as moe_names:
+            stream.add(mixture(builder, x, spec.hidden, moe, moe_names))
+        case _, DenseNames() as dense_names:
+            stream.add(swiglu(builder, x, dense_names))
 
 
 def _embedding(builder: Builder, spec: ModelSpec) -> ir.Value:
-    """Rows of token ids (rows). Quantized, it takes a quarter of the memory, and each row is read on its own."""
+    """The rows of token ids."""
     tokens = builder.input("tokens", ir.DataType.INT64, ["rows"])
     table = whole(builder.source, builder.source.checkpoint.names.embedding)
     if builder.bits is None:

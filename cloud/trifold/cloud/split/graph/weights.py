@@ -20,7 +20,7 @@ WEIGHTS: Final = "weights.bin"
 
 
 class WeightsFile:
-    """A new file at `path`. Every `add` writes a tensor and returns the reference to it that an ONNX graph holds."""
+    """A new file at `path`. What writes a tensor to it returns the reference that an ONNX graph holds."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("xb")

@@ -1,0 +1,28 @@
+"""trifold-nano for the benchmarks: where it is, its held-out text, and bundles of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from tokenizers import Tokenizer
+
+CHECKPOINT: Final = Path("/tmp/trifold/rnano")
+
+
+def held_out() -> str:
+    """Text that the model has not been trained on."""
+    return (CHECKPOINT / "heldout.txt").read_text(encoding="utf-8")
+
+
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+
+
+def split_nano(out: Path, *, cuts: str = "") -> Path:
+    """Split it with `trifold split`, at the default cuts or at others; the folder of the bundle."""
+    command = [sys.executable, "-m", "trifold.shared.cli.main", "split", str(CHECKPOINT), "--out", str(out)]
+    subprocess.run([*command, *(["--cuts", cuts] if cuts else [])], check=True, capture_output=True)
+    return out

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.processes import Processes
+from tests.wire import Peer, decoded
+from trifold.device.demo.service_process import ServiceProcess
+from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.errors import Unavailable
+from trifold.shared.runtime.codec import RowCodec
+
+TOKENS = np.arange(8)
+
+
+def digest(bundle: Path) -> str:
+    return TierFolder.open(bundle, "edge").manifest.serving_digest
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What `trifold ARGUMENTS` says and ends with."""
+    words = [sys.executable, "-m", "trifold.shared.cli.main", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+
+async def refused(peer: Peer, bundle: Path) -> None:
+    """Waits until the service has heard that it is to stop, and asks for a session."""
+    while not (await peer.describe()).draining:
+        pass
+    with pytest.raises(Unavailable, match="shutting down"):
+        await peer.call().open(digest(bundle))
+
+
+def test_a_service_tells_how_far_it_is_and_ends_in_order_on_sigterm(bundle: Path) -> None:
+    with ServiceProcess(["cloud", "serve", str(bundle), "--listen", "127.0.0.1:0"]) as core:
+        assert core.address.startswith("127.0.0.1:")
+        assert "loading the cloud shard" in core.log()
+        assert "exact" in core.log()
+        assert core.terminate() == 0
+        assert "Traceback" not in core.log()
+
+
+async def test_sigterm_lets_a_session_end_and_admits_no_other(bundle: Path) -> None:
+    with Processes(bundle, "--grace", "60") as tiers:
+        async with Peer.at(tiers.edge, "EdgeService") as peer:
+            talk = peer.call()
+            await talk.open(digest(bundle))
+            await talk.send_tokens(TOKENS[:4], 0)
+            await talk.result()
+            for service in ("edge", "cloud"):
+                os.kill(tiers.pid(service), signal.SIGTERM)
+            await refused(peer, bundle)
+            await talk.send_tokens(TOKENS[4:], 4)
+            assert (await talk.result()).header.rows == 4
+            await talk.close()
+        assert tiers.stop("edge") == 0
+        assert tiers.stop("cloud") == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_stops_at_once_and_the_session_is_told_to_resume(
+    bundle: Path, number: signal.Signals
+) -> None:
+    with Processes(bundle, "--grace", "600") as tiers:
+        async with Peer.at(tiers.edge, "EdgeService") as peer:
+            talk = peer.call()
+            await talk.open(digest(bundle))
+            await talk.send_tokens(TOKENS, 0)
+            await talk.result()
+            os.kill(tiers.pid("edge"), signal.SIGTERM)
+            await refused(peer, bundle)
+            os.kill(tiers.pid("edge"), number)
+            error = await talk.end()
+            assert type(error) is Unavailable
+            assert "resume" in error.message
+        ended = await asyncio.to_thread(os.waitid, os.P_PID, tiers.pid("edge"), os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        assert (ended.si_code, ended.si_status) == (os.CLD_EXITED, 0)
+
+
+async def test_a_session_goes_on_after_the_core_was_killed_and_started_again(bundle: Path) -> None:
+    with Processes(bundle) as tiers:
+        async with Peer.at(tiers.edge, "EdgeService") as peer:
+            talk = peer.call()
+            await talk.open(digest(bundle))
+            await talk.send_tokens(TOKENS, 0)
+            rows = (await talk.result()).rows
+            tiers.kill("cloud")
+            assert type(await talk.end()) is Unavailable
+            again = peer.call()
+            opening = asyncio.create_task(again.open(digest(bundle), session=talk.session, epoch=2))
+            await asyncio.to_thread(tiers.start, "cloud")
+            assert (await opening).have == 0
+            await again.send_tokens(TOKENS, 0)
+            assert (await again.result()).rows == rows
+            await again.close()
+
+
+async def test_no_kill_of_the_edge_costs_the_core_a_session(bundle: Path) -> None:
+    with Processes(bundle) as tiers:
+        async with Peer.at(tiers.edge, "EdgeService") as peer:
+            talk = peer.call()
+            await talk.open(digest(bundle))
+            await talk.send_tokens(TOKENS, 0)
+            await talk.result()
+            tiers.kill("edge")
+            assert type(await talk.end()) is Unavailable
+            await asyncio.to_thread(tiers.start, "edge")
+            again = peer.call()
+            assert (await again.open(digest(bundle), session=talk.session, epoch=2)).have == 0
+            await again.send_tokens(TOKENS, 0)
+            result = await again.result()
+            manifest = TierFolder.open(bundle, "edge").manifest
+            codec = RowCodec(manifest.serving.codec, manifest.serving.spec.hidden)
+            assert decoded(codec, result).shape == (8, codec.hidden)
+            assert (await peer.describe()).sessions == 1
+            await again.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--listen", "0.0.0.0:0"], 78, "not on loopback"),
+        (["--listen", "127.0.0.1:99999"], 78, "is not HOST:PORT"),
+        (["--kv-memory", "much"], 78, "--kv-memory"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_told_without_a_traceback(
+    bundle: Path, arguments: list[str], code: int, said: str
+) -> None:
+    result = command("cloud", "serve", str(bundle), *arguments)
+    assert result.returncode == code
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_damaged_bundle_is_refused_by_file_name(bundle: Path, tmp_path: Path) -> None:
+    result = command("edge", "serve", str(tmp_path))
+    assert result.returncode == 66
+    assert "manifest.json" in result.stderr
+
+
+def test_a_port_that_another_service_has_is_told(bundle: Path) -> None:
+    with ServiceProcess(["cloud", "serve", str(bundle), "--listen", "127.0.0.1:0"]) as core:
+        result = command("cloud", "serve", str(bundle), "--listen", core.address)
+        assert result.returncode == 78
+        assert "is another service there" in result.stderr

@@ -1,0 +1,73 @@
+"""Cloud and edge as processes on loopback, that tests may kill and start again where they were."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from trifold.device.demo.service_process import ServiceProcess
+
+Service = Literal["cloud", "edge"]
+
+
+class Processes:
+    """`trifold cloud serve` and `trifold edge serve` of one bundle, as a context; devices connect to `edge`.
+
+    `options` are further arguments of both.
+    """
+
+    def __init__(self, bundle: Path, *options: str) -> None:
+        self.bundle = bundle
+        self._options = options
+        self._addresses: dict[Service, str] = {"cloud": "127.0.0.1:0", "edge": "127.0.0.1:0"}
+        self._processes: dict[Service, ServiceProcess] = {}
+
+    @property
+    def edge(self) -> str:
+        return self._addresses["edge"]
+
+    @property
+    def core(self) -> str:
+        return self._addresses["cloud"]
+
+    def pid(self, service: Service) -> int:
+        return self._processes[service].pid
+
+    def start(self, service: Service) -> None:
+        """Starts it where it was before, and returns when it is ready."""
+        command = [service, "serve", str(self.bundle), "--listen", self._addresses[service], *self._options]
+        if service == "edge":
+            command += ["--core", self.core]
+        self._processes[service] = ServiceProcess(command)
+        self._addresses[service] = self._processes[service].address
+
+    def kill(self, service: Service) -> None:
+        """Ends it as a crash would."""
+        with self._processes.pop(service) as process:
+            process.kill()
+
+    def stop(self, service: Service) -> int:
+        """Ends it with SIGTERM; its exit code."""
+        with self._processes.pop(service) as process:
+            return process.terminate()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start("cloud")
+            self.start("edge")
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        with ExitStack() as stack:
+            for process in self._processes.values():
+                stack.enter_context(process)

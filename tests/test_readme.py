@@ -1,0 +1,68 @@
+"""What the README tells people to type works: every block of it is executed, in order, in an empty folder."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from trifold.device.demo.service_process import ServiceProcess
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> Iterator[str]:
+    return (match[1] for match in re.finditer(rf"^```{language}\n(.*?)^```", README, re.M | re.S))
+
+
+def trifold(*arguments: str, cwd: Path) -> str:
+    command = [sys.executable, "-m", "trifold.shared.cli.main", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"`trifold {shlex.join(arguments)}` failed:\n{done.stderr}"
+    return done.stdout
+
+
+def test_the_commands_and_the_program_of_the_readme_work_in_their_order(tmp_path: Path) -> None:
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
+    with ExitStack() as services:
+        for program, *arguments in commands:
+            assert program == "trifold"
+            if arguments[-1] == "&":
+                services.enter_context(ServiceProcess(arguments[:-1], cwd=tmp_path))
+            else:
+                assert trifold(*arguments, cwd=tmp_path)
+        for program in blocks("python"):
+            done = subprocess.run(
+                [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout
+
+
+def test_the_readme_has_something_to_execute() -> None:
+    assert len(list(blocks("sh"))) >= 3
+    assert len(list(blocks("python"))) >= 1
+
+
+def test_the_make_targets_that_are_named_exist() -> None:
+    named = set(re.findall(r"make (\w+)", README))
+    assert {"demo", "test"} <= named
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert named <= set(targets)
+
+
+def test_links_inside_the_repository_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert not broken
