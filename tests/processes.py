@@ -35,6 +35,10 @@ class Processes:
     def pid(self, service: Service) -> int:
         return self._processes[service].pid
 
+    def log(self, service: Service) -> str:
+        """What it printed on stderr so far."""
+        return self._processes[service].log()
+
     def start(self, service: Service) -> None:
         """Starts it where it was before, and returns when it is ready."""
         command = [service, "serve", str(self.bundle), "--listen", self._addresses[service], *self._options]

@@ -9,11 +9,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from tests.processes import Processes
-from trifold.device import Client, errors
+from trifold.device import Client, Message, Sampling, errors
+
+Role = Literal["system", "user", "assistant"]
+
+GREEDY = Sampling()
 
 TRIFOLD = [sys.executable, "-m", "trifold.shared.cli.main"]
 
@@ -39,9 +44,17 @@ def sessions(tiers: Processes) -> int:
         return client.describe().sessions
 
 
-def completion(tiers: Processes, prompt: str, **options: float) -> str:
+def completion(tiers: Processes, prompt: str, sampling: Sampling = GREEDY) -> str:
     with Client(tiers.edge, bundle=tiers.bundle) as client:
-        return "".join(chunk.text for chunk in client.generate(prompt, max_tokens=40, **options))
+        generation = client.generate(
+            prompt,
+            max_tokens=40,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+        )
+        return "".join(chunk.text for chunk in generation)
 
 
 def test_a_completion_goes_to_stdout_and_nothing_else_does(tiers: Processes, device: list[str]) -> None:
@@ -60,7 +73,7 @@ def test_a_prompt_comes_from_stdin_to_the_last_byte(tiers: Processes, device: li
 def test_sampling_is_as_asked_for(tiers: Processes, device: list[str]) -> None:
     options = ["--temperature", "0.9", "--top-k", "50", "--top-p", "0.95", "--seed", "5"]
     ended = trifold("generate", *device, "--prompt", "Once", "--max-tokens", "40", *options)
-    assert ended.stdout == completion(tiers, "Once", temperature=0.9, top_k=50, top_p=0.95, seed=5)
+    assert ended.stdout == completion(tiers, "Once", Sampling(0.9, 50, 0.95, 5))
     text = ended.stdout
     stopped = trifold(
         "generate", *device, "--prompt", "Once", "--max-tokens", "40", *options, "--stop", text[5:8]
@@ -179,8 +192,8 @@ def test_a_chat_keeps_its_history(tiers: Processes, device: list[str]) -> None:
     with Client(tiers.edge, bundle=tiers.bundle) as client:
 
         def answer(*contents: str) -> str:
-            roles = ["system", *["user", "assistant"] * 3]
-            messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
+            roles: list[Role] = ["system", "user", "assistant", "user"]
+            messages = [Message(role=role, content=said) for role, said in zip(roles, contents, strict=False)]
             prompt = client.chat_prompt(messages)
             return "".join(chunk.text for chunk in client.generate(prompt, max_tokens=8))
 

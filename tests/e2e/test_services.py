@@ -107,7 +107,7 @@ async def test_a_session_goes_on_after_the_core_was_killed_and_started_again(bun
             await again.close()
 
 
-async def test_no_kill_of_the_edge_costs_the_core_a_session(bundle: Path) -> None:
+async def test_a_session_goes_on_after_the_edge_was_killed_and_started_again(bundle: Path) -> None:
     with Processes(bundle) as tiers:
         async with Peer.at(tiers.edge, "EdgeService") as peer:
             talk = peer.call()

@@ -60,7 +60,7 @@ class Serving(Part):
 
 
 class Manifest(Part):
-    """`manifest.json`. `serving_digest` must be that of `serving`; `training` lists float slices beside it."""
+    """`manifest.json`. `serving_digest` is that of `serving`; `training` lists float slices beside it."""
 
     format: Literal[1] = 1
     producer: str
