@@ -35,6 +35,9 @@ class Processes:
     def pid(self, service: Service) -> int:
         return self._processes[service].pid
 
+    def address(self, service: Service) -> str:
+        return self._addresses[service]
+
     def log(self, service: Service) -> str:
         """What it printed on stderr so far."""
         return self._processes[service].log()

@@ -130,8 +130,9 @@ def test_the_tiers_together_hold_the_model(spec: ModelSpec, quantization: Quanti
     assert result.tiers["edge"].stop == result.tiers["cloud"].first
     assert result.tiers["cloud"].stop == result.tiers["device"].first
     assert result.tiers["device"].stop == len(spec.layers)
-    # Between the bare bits and those with one fp32 scale to 32 values, and little that is not quantized.
-    width = {"int8": (1, 1.13), "int4": (0.5, 0.7), "none": (4, 4)}[quantization]
+    # Between the bare bits and those with one fp32 scale to 32 values, and little that is not quantized or
+    # that latent attention adds by absorbing its expansion.
+    width = {"int8": (1, 1.18), "int4": (0.5, 0.7), "none": (4, 4.16)}[quantization]
     stored = sum(part.weight_bytes for part in result.tiers.values())
     assert width[0] <= stored / result.parameters <= width[1]
 
@@ -244,7 +245,7 @@ def test_a_tiers_file_that_makes_no_sense_is_refused_by_key(
 
 def test_the_command_prints_cuts_shares_memory_links_and_predictions(tmp_path: Path, tiers: Path) -> None:
     output = run(tmp_path, "--tiers", str(tiers)).stdout
-    for words in ("671.03 B", "layers 14–54", "embedding", "70.3 %", "530.99 GB", "edge – cloud", "split"):
+    for words in ("671.03 B", "layers 14–54", "embedding", "70.3 %", "549.95 GB", "edge – cloud", "split"):
         assert words in output
 
 

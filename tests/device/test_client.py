@@ -13,9 +13,12 @@ import pytest
 from tests.network.proxy import Proxy
 from tests.processes import Processes
 from tests.tiers import RunningEdge, running_core, running_edge, shard
-from trifold.device import AsyncClient, Client, errors
+from trifold.cloud.split.split import split
+from trifold.device import AsyncClient, Client, Message, errors
 from trifold.device.client.generation import Generation
 from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.manifest import Cuts
+from trifold.shared.model.checkpoint import Checkpoint
 from trifold.shared.runtime.monolith import Monolith
 from trifold.shared.runtime.sampling import Sampling
 
@@ -246,6 +249,24 @@ async def test_a_full_edge_says_when_to_come_back(bundle: Path) -> None:
         assert refusal.value.retry_after
         await first.aclose()
         assert await anext(client.generate(PROMPT, max_tokens=100))
+
+
+async def test_a_chat_template_in_a_file_of_its_own_counts(checkpoint: Path, tmp_path: Path) -> None:
+    messages = [Message(role="user", content="Hi")]
+    shutil.copytree(checkpoint, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text("Q: {{ messages[0].content }} A:")
+    split(Checkpoint.open(tmp_path / "model"), Cuts(edge=1, cloud=4), tmp_path / "bundle")
+    async with AsyncClient(NOBODY, bundle=tmp_path / "bundle") as client:
+        assert client._tokenizer.decode(client.chat_prompt(messages)) == "Q: Hi A:"
+
+
+async def test_a_model_that_cannot_chat_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer_config.json").unlink()
+    split(Checkpoint.open(tmp_path / "model"), Cuts(edge=1, cloud=4), tmp_path / "bundle")
+    async with AsyncClient(NOBODY, bundle=tmp_path / "bundle") as client:
+        with pytest.raises(errors.UnsupportedModel, match="no chat template"):
+            client.chat_prompt([Message(role="user", content="Hi")])
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "weights.bin", "tokenizer.json"])

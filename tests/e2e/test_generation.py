@@ -138,13 +138,14 @@ async def test_a_killed_tier_that_comes_back_costs_no_token_and_repeats_none(
 
 
 async def test_both_tiers_killed_while_a_prompt_is_on_its_way_are_waited_for(
-    tiers: Processes, monolith: Monolith
+    tiers: Processes, monolith: Monolith, tmp_path: Path
 ) -> None:
+    journal = tmp_path / "journal"
     async with AsyncClient(tiers.edge, bundle=tiers.bundle, chunk=1) as client:
-        generation = begin(client, PROMPT, CASES["greedy"])
+        generation = begin(client, PROMPT, CASES["greedy"], journal)
         first = asyncio.ensure_future(anext(generation))
-        while not (await client.describe()).sessions:
-            pass
+        while b"fingerprints" not in journal.read_bytes():  # comes when the edge has answered Open
+            await client.describe()
         tiers.kill("edge")
         tiers.kill("cloud")
         await asyncio.to_thread(tiers.start, "cloud")

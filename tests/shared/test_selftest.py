@@ -31,9 +31,9 @@ def all_experts_of_a_row_at_once(
 ) -> ir.Value:
     """QMoE as it is meant to be used: it chooses and combines top_k experts itself."""
     experts, weights = route(builder, x, spec, names)
-    hot = builder.op("OneHot", experts, builder.ints(spec.experts), builder.floats(0, 1), axis=1)
-    scores = builder.op("MatMul", builder.op("Unsqueeze", weights, builder.ints(1)), transposed(builder, hot))
-    scores = builder.reshape(scores, -1, spec.experts)
+    chosen = builder.reshape(experts, -1, spec.top_k)
+    hot = builder.op("OneHot", chosen, builder.ints(spec.experts), builder.floats(0, 1), axis=-1)
+    scores = builder.reshape(builder.op("MatMul", weights, hot), -1, spec.experts)
     codes_in, scales_in = builder.quantized(
         experts_in(builder.source, names, spec.experts, spec.width, hidden), 8, spec.experts, 2 * spec.width
     )
@@ -60,11 +60,6 @@ def all_experts_of_a_row_at_once(
         accuracy_level=4,
         weights_prepacked=0,
     )
-
-
-def transposed(builder: Builder, hot: ir.Value) -> ir.Value:
-    """(rows, experts, chosen) -> (rows, chosen, experts)"""
-    return builder.op("Transpose", hot, perm=[0, 2, 1])
 
 
 def test_experts_combined_by_the_operator_are_found_out(

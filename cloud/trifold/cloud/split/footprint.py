@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from trifold.shared.bundle.manifest import Quantization
-from trifold.shared.model.heads import HeadLayout
+from trifold.shared.model.heads import HeadLayout, key_heads
 from trifold.shared.model.parameters import Parameters, of_embedding, of_head, of_layer
-from trifold.shared.model.spec import GroupedAttention, ModelSpec
+from trifold.shared.model.spec import Attention, LatentAttention, ModelSpec
 
 FLOAT: Final = 4
 BLOCK: Final = 32
@@ -69,17 +69,31 @@ def footprint_of_layer(spec: ModelSpec, index: int, quantization: Quantization) 
     layer = spec.layers[index]
     parameters, width = of_layer(layer, spec.hidden), BYTES[quantization]
     exact = FLOAT * (parameters.router + parameters.vectors)
-    weight_bytes = exact + int(width * (parameters.total - parameters.router - parameters.vectors))
+    absorbed = _absorbed(layer.attention, spec.hidden)
+    matrices = parameters.total - parameters.router - parameters.vectors + absorbed
+    weight_bytes = exact + int(width * matrices)
     heads, size = layer.attention.heads, HeadLayout.of(layer.attention).size
-    kv_heads = layer.attention.kv_heads if isinstance(layer.attention, GroupedAttention) else heads
     return Footprint(
         parameters,
         weight_bytes,
         read_bytes=weight_bytes - int(width * parameters.experts_idle),
-        kv_bytes=FLOAT * kv_heads * 2 * size,
-        flops=2 * parameters.multiplied,
+        kv_bytes=FLOAT * key_heads(layer.attention) * 2 * size,
+        flops=2 * (parameters.multiplied + absorbed),
         position_flops=2 * heads * 2 * size,
     )
+
+
+def _absorbed(attention: Attention, hidden: int) -> int:
+    """Weights that latent attention has more (or fewer) in a shard than in the checkpoint: kv_b is multiplied
+    into the queries' and the output's, and heads have blanks."""
+    if not isinstance(attention, LatentAttention):
+        return 0
+    layout, heads = HeadLayout.of(attention), attention.heads
+    inputs = hidden if attention.q_rank is None else attention.q_rank
+    queries = inputs * heads * (layout.size - attention.nope_dim - attention.rope_dim)
+    rotated = hidden * (2 * layout.half - attention.rope_dim)
+    output = hidden * heads * (attention.kv_rank - attention.v_dim)
+    return queries + rotated + output - attention.kv_rank * heads * (attention.nope_dim + attention.v_dim)
 
 
 def footprint_of_head(spec: ModelSpec, quantization: Quantization) -> Footprint:

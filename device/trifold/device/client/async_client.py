@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from weakref import WeakSet
 
 import grpc.aio
@@ -126,8 +126,7 @@ class AsyncClient:
 
         Raises UnsupportedModel when the model has no chat template.
         """
-        config = json.loads(self._folder.read("tokenizer_config.json"))
-        text = ChatTemplate(config).render(messages)
+        text = ChatTemplate(_tokenizer_config(self._folder)).render(messages)
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     async def describe(self) -> pb.DescribeResponse:
@@ -190,6 +189,19 @@ def _tokenizer(folder: TierFolder) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _tokenizer_config(folder: TierFolder) -> dict[str, Any]:
+    """tokenizer_config.json, with the chat template that newer checkpoints keep in a file of its own."""
+    config: dict[str, Any] = {}
+    try:
+        if "tokenizer_config.json" in folder:
+            config |= json.loads(folder.read("tokenizer_config.json"))
+        if "chat_template.jinja" in folder:
+            config["chat_template"] = folder.read("chat_template.jinja").decode()
+    except (ValueError, TypeError) as error:
+        raise DamagedFile(f"the tokenizer's configuration is not what it should be: {error}") from None
+    return config
 
 
 def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:

@@ -155,10 +155,10 @@ def _open_locked(path: Path, flags: int) -> FileIO:
 
 def _split(data: bytes) -> tuple[list[bytes], bytes]:
     """The lines that are whole, and a last one that is not."""
-    lines = data.splitlines(keepends=True)
-    if lines and not (lines[-1].endswith(b"\n") and _is_json(lines[-1])):
-        return lines[:-1], lines[-1]
-    return lines, b""
+    *lines, torn = data.split(b"\n")
+    if lines and not torn and not _is_json(lines[-1]):
+        torn = lines.pop()
+    return [line + b"\n" for line in lines], torn
 
 
 def _is_json(line: bytes) -> bool:

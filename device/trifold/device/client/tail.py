@@ -29,7 +29,7 @@ class Tail:
     """Runs the device shard over the rows of one generation, samples, and commits to the journal.
 
     A shard with attention layers takes every row into its own KV cache; one without takes those whose logits
-    are needed. The work is done on `engine`, so that the event loop goes on with the streams meanwhile.
+    are needed. Chunks are worked on by `engine`, so that the event loop goes on with the streams meanwhile.
     """
 
     def __init__(self, shard: Shard, codec: RowCodec, journal: Journal, engine: Executor) -> None:
@@ -48,6 +48,9 @@ class Tail:
     async def work(self, delivery: Delivery) -> tuple[Work, Decision | None]:
         """Uses the rows; decides when they reach the last token, whose row predicts the next one."""
         asked = time.monotonic_ns()
+        # Handing a single row to another thread and back would take about as long as its work.
+        if delivery.rows <= 1:
+            return self._work(delivery, asked)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._engine, self._work, delivery, asked)
 

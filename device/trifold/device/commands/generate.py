@@ -31,7 +31,9 @@ def generate(
     seed: options.Seed = 0,
     stop: options.Stop = None,
     journal: Annotated[Path | None, typer.Option(help="Write what is committed to this new file.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the generation of this journal.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the generation of this journal, by its own parameters.")
+    ] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Tell on stderr where time and bytes went.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a chunk.")] = False,
     timeout: options.Timeout = None,

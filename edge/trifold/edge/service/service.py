@@ -92,7 +92,7 @@ class EdgeService(TierService):
                 header.CopyFrom(passage.header)
                 header.seq = seq
                 header.codec = self.frames.codec.wire
-                passage.bytes_up = await core.send(pb.Step(header=header, rows=turn.value))
+                passage.bytes_up = core.send(pb.Step(header=header, rows=turn.value))
                 seq += 1
             sent.put_nowait(passage)
         sent.put_nowait(None)

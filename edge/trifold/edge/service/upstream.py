@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from time import monotonic
 from typing import Final, Never
 
 import grpc.aio
@@ -73,8 +74,8 @@ class Core:
 class CoreStream:
     """One session's stream to the core.
 
-    Its methods raise what ended it: what the core answered, or Unavailable when it was lost. Giving up the
-    wait for one of them leaves the call alone, where grpc.aio would cancel it: hence tasks of its own.
+    Its methods raise what ended it: what the core answered, or Unavailable when it was lost. Reading and
+    writing have tasks of their own, because grpc.aio cancels a call when somebody gives up waiting for them.
     """
 
     def __init__(self, core: Core, call: Call) -> None:
@@ -82,16 +83,18 @@ class CoreStream:
         self._core = core
         self._call = call
         self._ending = Ending(call, core.name)
-        # No longer than the steps in flight: the core only ever answers.
+        # Neither is longer than the steps in flight, but for Open and Close.
+        self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
         self._inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._unanswered = 0
+        self._progress = 0.0
         self._reading = asyncio.create_task(self._read())
-        self._writing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._writing.set_result(None)
+        self._writing = asyncio.create_task(self._write())
 
     async def open(self, opening: pb.Open) -> None:
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
-                await self._write(pb.SessionRequest(open=opening))
+                self._send(pb.SessionRequest(open=opening))
                 response, _ = await self._next()
         except TimeoutError:
             hint = "is `trifold cloud serve` running?"
@@ -100,49 +103,49 @@ class CoreStream:
             raise self.nonsense("no Opened")
         self.opened = response.opened
 
-    async def send(self, step: pb.Step) -> int:
+    def send(self, step: pb.Step) -> int:
         """Sends a step, and returns the bytes of its message."""
-        return await self._write(pb.SessionRequest(step=step))
+        if self._unanswered == 0:
+            self._progress = monotonic()
+        self._unanswered += 1
+        return self._send(pb.SessionRequest(step=step))
 
     async def receive(self) -> tuple[pb.SessionResponse, int]:
-        """The next result and the bytes of its message. Raises DeadlineExceeded as well."""
-        try:
-            async with asyncio.timeout(self._core.timeout):
-                response, size = await self._next()
-        except TimeoutError:
-            seconds = self._core.timeout
-            raise DeadlineExceeded(f"{self._core.name} sent no result for {seconds:g} s") from None
+        """The next result and the bytes of its message."""
+        response, size = await self._next()
         if response.WhichOneof("kind") != "result":
             raise self.nonsense("no result")
+        self._unanswered -= 1
+        self._progress = monotonic()
         return response, size
 
     async def lost(self) -> Never:
-        """Waits until the stream ends, and raises why."""
-        await asyncio.wait([self._reading])
+        """Waits until the stream ends, and raises why; DeadlineExceeded when the core has fallen silent."""
+        patience = self._core.timeout
+        while not self._reading.done():
+            await asyncio.wait([self._reading], timeout=patience / 4)
+            if self._unanswered and monotonic() - self._progress > patience:
+                raise DeadlineExceeded(f"{self._core.name} sent no result for {patience:g} s")
         raise await self._ending.error()
 
     async def close(self) -> None:
         """Tells the core that the session is over, and waits a moment until it has heard."""
-        with suppress(TrifoldError, TimeoutError):
-            async with asyncio.timeout(_GOODBYE_SECONDS):
-                await self._write(pb.SessionRequest(close=pb.Close()))
-                await asyncio.wait([self._reading])
+        self._send(pb.SessionRequest(close=pb.Close()))
+        await asyncio.wait([self._reading], timeout=_GOODBYE_SECONDS)
 
     async def end(self) -> None:
         """Ends the call, if it has not ended."""
         self._call.cancel()
-        # A write that waits for a connection does not notice.
         self._writing.cancel()
         await asyncio.gather(self._reading, self._writing, return_exceptions=True)
 
     def nonsense(self, what: str) -> TrifoldError:
         return nonsense(self._core.name, what)
 
-    async def _read(self) -> None:
-        with suppress(grpc.aio.AioRpcError):
-            async for data in self._call:
-                self._inbox.put_nowait(data)
-        self._inbox.put_nowait(None)
+    def _send(self, request: pb.SessionRequest) -> int:
+        data = request.SerializeToString()
+        self._outbox.put_nowait(data)
+        return len(data)
 
     async def _next(self) -> tuple[pb.SessionResponse, int]:
         data = await self._inbox.get()
@@ -153,15 +156,17 @@ class CoreStream:
         except DecodeError:
             raise self.nonsense("a message that is not a SessionResponse") from None
 
-    async def _write(self, request: pb.SessionRequest) -> int:
-        data = request.SerializeToString()
-        try:
-            await asyncio.shield(self._writing)
-            self._writing = asyncio.ensure_future(self._call.write(data))
-            await asyncio.shield(self._writing)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            raise await self._ending.error() from None
-        return len(data)
+    async def _read(self) -> None:
+        with suppress(grpc.aio.AioRpcError):
+            async for data in self._call:
+                self._inbox.put_nowait(data)
+        self._inbox.put_nowait(None)
+
+    async def _write(self) -> None:
+        # What ended a call that takes no more is what reading it tells.
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while True:
+                await self._call.write(await self._outbox.get())
 
 
 def nonsense(name: str, what: str) -> TrifoldError:

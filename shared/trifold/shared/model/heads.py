@@ -29,11 +29,10 @@ class HeadLayout:
 
     @classmethod
     def of(cls, attention: GroupedAttention | LatentAttention) -> HeadLayout:
-        """Keys, queries and values have one size: latent attention adds blanks to whichever is smaller."""
+        """That of a head, or, in latent attention, of the latent and the rotated key that all heads share."""
         if isinstance(attention, GroupedAttention):
             return cls(attention.head_dim, 0)
-        turned = 2 * cls(attention.rope_dim, 0).half
-        return cls(attention.rope_dim, max(attention.nope_dim, attention.v_dim - turned))
+        return cls(attention.rope_dim, attention.kv_rank)
 
     @property
     def half(self) -> int:
@@ -53,6 +52,11 @@ class HeadLayout:
     def order(self, rotated: Order, plain: Order) -> Order:
         """A whole head, given where the values of both kinds come from."""
         return filled(np.concatenate([self.turned(rotated), plain]), self.size)
+
+
+def key_heads(attention: GroupedAttention | LatentAttention) -> int:
+    """How many keys and values a position has: latent attention has one for all heads."""
+    return attention.kv_heads if isinstance(attention, GroupedAttention) else 1
 
 
 def filled(order: Order, size: int) -> Order:

@@ -195,8 +195,8 @@ class Shard:
         last_position, position_count = np.zeros(1, np.int32), np.zeros((), np.int32)
         binding = self._session.io_binding()
         values = {
-            "tokens" if tokens else "rows": _value(inputs),
-            "attend": _value(np.minimum(np.arange(rows + copies), rows - 1)[None]),
+            "tokens" if tokens else "rows": _value(inputs[:, None]),
+            "attend": _value(np.minimum(np.arange(rows + copies), rows - 1)),
             "row_count": _value(np.array([rows])),
             "last_position": _value(last_position),
             "position_count": _value(position_count),
@@ -207,7 +207,7 @@ class Shard:
             binding.bind_ortvalue_input(wanted.name, values[wanted.name])
         for name in self._caches:
             binding.bind_ortvalue_output(name.replace("past", "present"), cache.bound[name])
-        binding.bind_ortvalue_output("logits" if device else "rows_out", _value(output))
+        binding.bind_ortvalue_output("logits" if device else "rows_out", _value(output[:, None]))
         return Call(binding, inputs, output, last_position, position_count)
 
     def _slots(self, capacity: int) -> int:

@@ -9,9 +9,12 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
+
+_BRIEF_NS: Final = 3_000_000
+"""What the event loop can do without for a while: shorter turns are not worth two changes of threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class Turn(Generic[T]):
 class TurnScheduler:
     """Runs work on one engine thread, round robin over keys: a long prompt delays others by a step, no more.
 
+    Small steps of one who is alone are computed in the event loop, as long as they are brief: two changes of
+    threads would be most of the time that a token takes on loopback.
     This is the place where steps of several sessions would become one batch.
     """
 
@@ -33,17 +38,26 @@ class TurnScheduler:
         # In order of turns: a key goes to the end of the dictionary when it has had one.
         self._lines: dict[Hashable, deque[_Job]] = {}
         self._running: tuple[Hashable, _Job] | None = None
+        self._latest: Hashable = None
+        self._small_ns = _BRIEF_NS
         self._stopped = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
 
-    def run(self, key: Hashable, work: Callable[[], T]) -> asyncio.Future[Turn[T]]:
-        """Puts work in the line of `key`; the future has its turn, or the exception it raised."""
-        job = _Job(work, asyncio.get_running_loop())
+    def run(self, key: Hashable, work: Callable[[], T], *, small: bool = False) -> asyncio.Future[Turn[T]]:
+        """Puts work in the line of `key`; the future has its turn, or the exception it raised.
+
+        `small` says that the work is about as much as other small work.
+        """
+        job = _Job(work, small, asyncio.get_running_loop())
         with self._changed:
-            self._lines.setdefault(key, deque()).append(job)
-            self._changed.notify()
+            alone = self._latest == key and not self._lines and self._running is None
+            if not (alone and small and self._small_ns < _BRIEF_NS):
+                self._lines.setdefault(key, deque()).append(job)
+                self._changed.notify()
+                return job.future
+        job.settle(self._compute(job))
         return job.future
 
     def forget(self, key: Hashable) -> None:
@@ -81,39 +95,42 @@ class TurnScheduler:
             if line:
                 self._lines[key] = line
             self._running = key, job
-        job.run()
+            self._latest = key
+        outcome = self._compute(job)
         with self._changed:
             self._running = None
+        # RuntimeError: the loop was closed while the engine worked, and nobody waits any more.
+        with suppress(RuntimeError):
+            job.loop.call_soon_threadsafe(job.settle, outcome)
         return True
+
+    def _compute(self, job: _Job) -> Turn[Any] | Exception:
+        started = perf_counter_ns()
+        try:
+            value = job.work()
+        except Exception as error:
+            return error
+        taken = perf_counter_ns() - started
+        if job.small:
+            self._small_ns = taken
+        return Turn(value, started - job.asked_ns, taken)
 
 
 class _Job:
     """One piece of work and the future that waits for it in its event loop."""
 
-    def __init__(self, work: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, work: Callable[[], Any], small: bool, loop: asyncio.AbstractEventLoop) -> None:
+        self.work = work
+        self.small = small
+        self.loop = loop
         self.future: asyncio.Future[Turn[Any]] = loop.create_future()
-        self._work = work
-        self._loop = loop
-        self._asked = perf_counter_ns()
+        self.asked_ns = perf_counter_ns()
 
-    def run(self) -> None:
-        started = perf_counter_ns()
-        try:
-            value = self._work()
-        except Exception as error:
-            self._tell(self._fail, error)
+    def settle(self, outcome: Turn[Any] | Exception) -> None:
+        """In the event loop: gives the future its result, unless somebody has cancelled it."""
+        if self.future.done():
+            return
+        if isinstance(outcome, Turn):
+            self.future.set_result(outcome)
         else:
-            self._tell(self._succeed, Turn(value, started - self._asked, perf_counter_ns() - started))
-
-    def _tell(self, how: Callable[[Any], None], what: Any) -> None:
-        # RuntimeError: the loop was closed while the engine worked, and nobody waits any more.
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(how, what)
-
-    def _succeed(self, turn: Turn[Any]) -> None:
-        if not self.future.done():
-            self.future.set_result(turn)
-
-    def _fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+            self.future.set_exception(outcome)

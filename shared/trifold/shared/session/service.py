@@ -6,6 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from functools import partial
 from importlib.metadata import version
+from time import perf_counter_ns
 from typing import ClassVar, Literal
 
 from trifold.proto.v1 import session_pb2 as pb
@@ -78,6 +79,7 @@ class TierService(ABC):
     ) -> None:
         """Checks the steps that come and gives each its turn, until the caller closes the session."""
         while (request := await stream.read()) is not None:
+            arrived_ns = perf_counter_ns()
             kind = request.WhichOneof("kind")
             if kind == "close":
                 seat.closed = True
@@ -85,8 +87,9 @@ class TierService(ABC):
             if kind != "step":
                 raise InvalidRequest(f"{kind or 'nothing'} where a Step or Close is expected")
             steps.check(request.step)
-            turn = self.scheduler.run(seat, partial(self.compute, cache, steps, request.step))
-            window.put(Passage(request.step.header, turn))
+            work = partial(self.compute, cache, steps, request.step)
+            turn = self.scheduler.run(seat, work, small=request.step.header.rows == 1)
+            window.put(Passage(request.step.header, turn, arrived_ns))
         window.finish()
         # The caller has said all: whoever answers the last step ends the conversation.
         await asyncio.get_running_loop().create_future()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
-from time import perf_counter_ns
+from dataclasses import dataclass
 
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import InvalidRequest
@@ -20,7 +19,7 @@ class Passage:
 
     header: pb.Header
     turn: asyncio.Future[Turn[bytes | None]]
-    arrived_ns: int = field(default_factory=perf_counter_ns)
+    arrived_ns: int
     bytes_up: int = 0
 
 

@@ -21,7 +21,7 @@ from trifold.cloud.split.graph.builder import FLOAT, MICROSOFT, Builder
 class Places:
     """The inputs of a graph that say where its rows stand.
 
-    `attend` (1, rows + copies) picks the rows and the copies of the last; `rows` (1) counts without copies;
+    `attend` (rows + copies) picks the rows and the copies of the last; `rows` (1) counts without copies;
     `last` (1) is the position of the last copy, `total` () one more; `cos` and `sin` (positions, half)
     are the rotation.
     """
@@ -36,7 +36,7 @@ class Places:
     @classmethod
     def inputs(cls, builder: Builder, half: int) -> Places:
         return cls(
-            attend=builder.input("attend", ir.DataType.INT64, [1, "attended"]),
+            attend=builder.input("attend", ir.DataType.INT64, ["attended"]),
             rows=builder.input("row_count", ir.DataType.INT64, [1]),
             last=builder.input("last_position", ir.DataType.INT32, [1]),
             total=builder.input("position_count", ir.DataType.INT32, []),
@@ -47,23 +47,25 @@ class Places:
 
 @dataclass(frozen=True)
 class Heads:
-    """`query` heads over `key` heads, of `size` values, of which `value` are the head's output."""
+    """`query` heads over `key` heads of `size` values; the output is `value` of them, from `first` on."""
 
     query: int
     key: int
     size: int
+    first: int
     value: int
     softmax_scale: float
 
 
 def attend(builder: Builder, qkv: ir.Value, layer: int, heads: Heads, places: Places) -> ir.Value:
-    """Attention of qkv (rows, (query + 2 · key) · size) over the cache of a layer: (rows, query · value)."""
+    """Attention of qkv (rows, 1, (query + 2 · key) · size) over a layer's cache: (rows, 1, query · value)."""
     cache: list[int | str] = [1, heads.key, "slots", heads.size]
+    width = (heads.query + 2 * heads.key) * heads.size
     past = [builder.input(f"past_{kind}_{layer}", FLOAT, cache) for kind in ("key", "value")]
     out, *present = builder.op_of(
         3,
         "GroupQueryAttention",
-        builder.op("Gather", qkv, places.attend, axis=0),
+        builder.op("Gather", builder.reshape(qkv, 1, -1, width), places.attend, axis=1),
         None,
         None,
         *past,
@@ -79,7 +81,7 @@ def attend(builder: Builder, qkv: ir.Value, layer: int, heads: Heads, places: Pl
     )
     for kind, value in zip(("key", "value"), present, strict=True):
         builder.output(value, f"present_{kind}_{layer}", cache)
-    rows = builder.op("Slice", out, builder.ints(0), places.rows, builder.ints(1))
-    if heads.size != heads.value:
-        rows = builder.first(builder.reshape(rows, -1, heads.query, heads.size), heads.value, axis=2)
-    return builder.reshape(rows, -1, heads.query * heads.value)
+    by_head = builder.reshape(out, -1, heads.query, heads.size)
+    stop = builder.op("Concat", places.rows, builder.ints(heads.first + heads.value), axis=0)
+    rows = builder.op("Slice", by_head, builder.ints(0, heads.first), stop, builder.ints(0, 2))
+    return builder.reshape(rows, -1, 1, heads.query * heads.value)

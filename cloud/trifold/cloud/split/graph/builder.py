@@ -1,7 +1,6 @@
 """Builder: one ONNX graph on a tape, with the operators that compute each row without regard to the others.
 
-Values are (rows, width) in fp32 unless a name says otherwise. Domain com.microsoft holds ONNX Runtime's own
-operators.
+Values are (rows, 1, width) in fp32 unless a name says otherwise. Domain com.microsoft is ONNX Runtime's own.
 """
 
 from __future__ import annotations
@@ -122,7 +121,8 @@ class Builder:
 
     def linear_fp32(self, x: ir.Value, matrix: Matrix, bias: ir.Value | None = None) -> ir.Value:
         weight = self.matrix(matrix, matrix.outputs, matrix.inputs)
-        return self.op("Gemm", x, weight, *([bias] if bias else []), transB=1)
+        product = self.op("FusedMatMul", x, weight, domain=MICROSOFT, transB=1)
+        return self.op("Add", product, bias) if bias else product
 
     def norm(self, x: ir.Value, weight: ir.Value, eps: float | None = None) -> ir.Value:
         """RMSNorm over the last axis."""

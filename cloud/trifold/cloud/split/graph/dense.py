@@ -11,7 +11,7 @@ from trifold.shared.model.names import DenseNames
 
 
 def swiglu(builder: Builder, x: ir.Value, names: DenseNames) -> ir.Value:
-    """down(silu(gate(x)) · up(x)) of rows x (rows, hidden), before the residual."""
+    """down(silu(gate(x)) · up(x)) of rows x, before the residual."""
     source = builder.source
     gate, up = whole(source, names.gate), whole(source, names.up)
     bias = None

@@ -32,14 +32,13 @@ _UNCHOSEN: Final = -1e4
 
 
 def mixture(builder: Builder, x: ir.Value, hidden: int, spec: MoeFfn, names: MoeNames) -> ir.Value:
-    """Routed and shared experts of rows x (rows, hidden), before the residual."""
+    """Routed and shared experts of rows x, before the residual."""
     experts, weights = route(builder, x, spec, names)
     if builder.bits is None:
         outputs = _fp32(builder, x, hidden, experts, spec, names)
     else:
         outputs = _quantized(builder, builder.bits, x, hidden, experts, spec, names)
-    combined = builder.op("MatMul", builder.reshape(weights, -1, 1, spec.top_k), outputs)
-    routed = builder.reshape(combined, -1, hidden)
+    routed = builder.op("MatMul", weights, outputs)
     return builder.op("Add", routed, swiglu(builder, x, names.shared)) if names.shared else routed
 
 
@@ -55,7 +54,7 @@ def _quantized(
     """(rows, top_k, hidden). QMoE takes whole blocks only: rows and experts get blanks up to them."""
     padded, width = (-(-size // BLOCK) * BLOCK for size in (hidden, spec.width))
     if padded != hidden:
-        x = builder.op("Pad", x, builder.ints(0, 0, 0, padded - hidden))
+        x = builder.op("Pad", x, builder.ints(0, 0, 0, 0, 0, padded - hidden))
     into = experts_in(builder.source, names, spec.experts, width, padded)
     out_of = experts_out(builder.source, names, spec.experts, width, padded)
     codes_in, scales_in = builder.quantized(into, bits, spec.experts, 2 * width)
@@ -90,7 +89,7 @@ def _fp32(
     outputs = builder.op(
         "MoE",
         rows,
-        _hot(builder, builder.op("Concat", experts, experts, axis=1), spec, _UNCHOSEN, 0.0),
+        _hot(builder, builder.op("Concat", experts, experts, axis=-1), spec, _UNCHOSEN, 0.0),
         builder.matrix(into, spec.experts, 2 * spec.width, hidden),
         None,
         builder.matrix(out_of, spec.experts, hidden, spec.width),
@@ -103,7 +102,7 @@ def _fp32(
 
 def _repeated(builder: Builder, x: ir.Value, times: int) -> ir.Value:
     """(rows, times, width)"""
-    return builder.op("Expand", builder.op("Unsqueeze", x, builder.ints(1)), builder.ints(1, times, 1))
+    return builder.op("Expand", x, builder.ints(1, times, 1))
 
 
 def _hot(builder: Builder, experts: ir.Value, spec: MoeFfn, off: float, on: float) -> ir.Value:

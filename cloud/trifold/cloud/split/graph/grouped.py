@@ -16,7 +16,7 @@ from trifold.shared.model.spec import GroupedAttention
 def grouped(
     builder: Builder, x: ir.Value, layer: int, spec: GroupedAttention, names: GroupedNames, places: Places
 ) -> ir.Value:
-    """Attention of rows x (rows, hidden), before the residual."""
+    """Attention of rows x, before the residual."""
     source, values = builder.source, np.arange(spec.head_dim)
     layout = HeadLayout.of(spec)
     turned = layout.order(values, values[:0])
@@ -27,7 +27,7 @@ def grouped(
     qkv = builder.linear(x, weight, _bias(builder, spec, names, turned, straight))
     if spec.qk_norm or spec.clip is not None:
         qkv = _normed(builder, qkv, spec, names, layout.size, turned)
-    shape = Heads(spec.heads, spec.kv_heads, layout.size, spec.head_dim, spec.softmax_scale)
+    shape = Heads(spec.heads, spec.kv_heads, layout.size, 0, spec.head_dim, spec.softmax_scale)
     out = attend(builder, qkv, layer, shape, places)
     return builder.linear(out, whole(source, names.o), builder.vector(names.o_bias) if names.o_bias else None)
 
@@ -45,25 +45,28 @@ def _bias(
 def _normed(
     builder: Builder, qkv: ir.Value, spec: GroupedAttention, names: GroupedNames, size: int, order: Order
 ) -> ir.Value:
-    """Queries and keys normed, then all three clipped, where the model does so."""
-    query, key, value = builder.split(qkv, spec.heads * size, spec.kv_heads * size, spec.kv_heads * size)
+    """Queries and keys normed, then all three clipped, where the model does so.
+
+    The mean of the squares is taken over the blanks of a head too; epsilon and weight make up for that.
+    """
+    heads = spec.heads + spec.kv_heads
+    rows, value = builder.split(qkv, heads * size, spec.kv_heads * size)
     if names.q_norm and names.k_norm:
-        query = _norm(builder, query, names.q_norm, (spec.heads, spec.head_dim, size), order)
-        key = _norm(builder, key, names.k_norm, (spec.kv_heads, spec.head_dim, size), order)
-    joined = builder.op("Concat", query, key, value, axis=-1)
+        share = spec.head_dim / size
+        query, key = (
+            vector_of_heads(builder.source.vector(name), spec.head_dim, order) * np.float32(share**0.5)
+            for name in (names.q_norm, names.k_norm)
+        )
+        eps = builder.eps * share
+        if spec.qk_norm == "head":
+            weight = np.concatenate([np.tile(query, (spec.heads, 1)), np.tile(key, (spec.kv_heads, 1))])
+            normed = builder.norm(builder.reshape(rows, -1, heads, size), builder.tensor(weight), eps)
+            rows = builder.reshape(normed, -1, 1, heads * size)
+        else:
+            parts = zip(builder.split(rows, len(query), len(key)), (query, key), strict=True)
+            normed_parts = [builder.norm(part, builder.tensor(weight), eps) for part, weight in parts]
+            rows = builder.op("Concat", *normed_parts, axis=-1)
+    joined = builder.op("Concat", rows, value, axis=-1)
     if spec.clip is None:
         return joined
     return builder.op("Clip", joined, builder.scalar(-spec.clip), builder.scalar(spec.clip))
-
-
-def _norm(builder: Builder, x: ir.Value, name: str, heads: tuple[int, int, int], order: Order) -> ir.Value:
-    """RMSNorm of every head, or of all at once: as wide as its weight.
-
-    `heads` is how many there are, of how many values, without and with blanks. The mean of the squares is
-    taken over blanks too; epsilon and weight make up for that.
-    """
-    count, values, size = heads
-    share = values / size
-    weight = vector_of_heads(builder.source.vector(name), values, order) * np.float32(share**0.5)
-    normed = builder.norm(builder.reshape(x, -1, len(weight)), builder.tensor(weight), builder.eps * share)
-    return builder.reshape(normed, -1, count * size)

@@ -1,10 +1,11 @@
-"""Multi-head latent attention of DeepSeek-V2 and V3, expanded: each head gets its own key and value."""
+"""Multi-head latent attention of DeepSeek-V2 and V3, over the latent: one key and value for all heads."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
+from trifold.cloud.split.graph.absorb import absorbed_output, absorbed_queries
 from trifold.cloud.split.graph.attention import Heads, Places, attend
 from trifold.cloud.split.graph.builder import Builder
 from trifold.cloud.split.graph.matrix import heads, reorder, stack, whole
@@ -22,57 +23,39 @@ def latent(
     places: Places,
     interleaved: bool,
 ) -> ir.Value:
-    """Attention of rows x (rows, hidden), before the residual.
+    """Attention of rows x, before the residual. `interleaved`: the checkpoint has rotated pairs side by side.
 
-    `interleaved` says that the checkpoint has rotated pairs side by side. The rotated key is the same for all
-    heads. Queries, keys and values get blanks up to one size (HeadLayout).
+    A key is the rotated part, then the latent; so is a value, whose rotated part nobody reads.
     """
-    source, count = builder.source, spec.heads
-    layout = HeadLayout.of(spec)
+    source, layout = builder.source, HeadLayout.of(spec)
     pairs = np.arange(spec.rope_dim)
-    rotated = np.concatenate([pairs[0::2], pairs[1::2]]) if interleaved else pairs
-    query_head = spec.nope_dim + spec.rope_dim
-    query_order = layout.order(spec.nope_dim + rotated, np.arange(spec.nope_dim))
-    turned = layout.turned(rotated)
+    turned = layout.turned(np.concatenate([pairs[0::2], pairs[1::2]]) if interleaved else pairs)
     key_order = np.concatenate(
-        [np.arange(spec.kv_rank), np.where(turned == BLANK, BLANK, spec.kv_rank + turned)]
+        [np.where(turned == BLANK, BLANK, turned + spec.kv_rank), np.arange(spec.kv_rank)]
     )
-
-    # One product for all that starts from x: queries (compressed or not), the latent, the rotated key.
     keys = heads(source, names.kv_a, spec.kv_rank + spec.rope_dim, key_order)
-    queries = whole(source, names.q_a) if names.q_a else heads(source, names.q or "", query_head, query_order)
-    bias = _bias(builder, names, queries.outputs, key_order)
-    start = builder.linear(x, stack([queries, keys]), bias)
-    query, compressed, rotated_key = builder.split(start, queries.outputs, spec.kv_rank, len(turned))
-    if names.q_a_norm and names.q_b:
+
+    if names.q_a and names.q_a_norm and names.q_b:
+        # One product for all that starts from x.
+        queries = whole(source, names.q_a)
+        start = builder.linear(x, stack([queries, keys]), _bias(builder, names, queries.outputs, key_order))
+        query, rotated, compressed = builder.split(start, queries.outputs, len(turned), spec.kv_rank)
         query = builder.norm(query, builder.vector(names.q_a_norm), spec.norm_eps)
-        query = builder.linear(query, heads(source, names.q_b, query_head, query_order))
+        query = builder.linear(query, absorbed_queries(source, names.q_b, names.kv_b, spec, turned))
+    else:
+        queries = absorbed_queries(source, names.q or "", names.kv_b, spec, turned)
+        start = builder.linear(x, stack([queries, keys]), _bias(builder, names, queries.outputs, key_order))
+        query, rotated, compressed = builder.split(start, queries.outputs, len(turned), spec.kv_rank)
 
     compressed = builder.norm(compressed, builder.vector(names.kv_a_norm), spec.norm_eps)
-    expanded = builder.linear(compressed, whole(source, names.kv_b))
-    plain_key, value = builder.split(
-        builder.reshape(expanded, -1, count, spec.nope_dim + spec.v_dim), spec.nope_dim, spec.v_dim
-    )
-    key = builder.op(
-        "Add",
-        _placed(builder, plain_key, spec.nope_dim, at=len(turned), size=layout.size),
-        _placed(
-            builder, builder.reshape(rotated_key, -1, 1, len(turned)), len(turned), at=0, size=layout.size
-        ),
-    )
-    query = builder.reshape(query, -1, count, layout.size)
-    value = _placed(builder, value, spec.v_dim, at=0, size=layout.size)
-    qkv = builder.reshape(builder.op("Concat", query, key, value, axis=1), -1, 3 * count * layout.size)
-    shape = Heads(count, count, layout.size, spec.v_dim, spec.softmax_scale)
+    blanks = layout.size - len(turned) - spec.kv_rank
+    if blanks:
+        compressed = builder.op("Pad", compressed, builder.ints(0, 0, 0, 0, 0, blanks))
+    qkv = builder.op("Concat", query, rotated, compressed, rotated, compressed, axis=-1)
+    shape = Heads(spec.heads, 1, layout.size, len(turned), spec.kv_rank, spec.softmax_scale)
     out = attend(builder, qkv, layer, shape, places)
-    return builder.linear(out, whole(source, names.o), builder.vector(names.o_bias) if names.o_bias else None)
-
-
-def _placed(builder: Builder, x: ir.Value, width: int, at: int, size: int) -> ir.Value:
-    """x (rows, heads, width) between zeros, from value `at` of a head of `size` on."""
-    if width == size:
-        return x
-    return builder.op("Pad", x, builder.ints(0, 0, at, 0, 0, size - at - width))
+    bias = builder.vector(names.o_bias) if names.o_bias else None
+    return builder.linear(out, absorbed_output(source, names.o, names.kv_b, spec), bias)
 
 
 def _bias(builder: Builder, names: LatentNames, queries: int, key_order: Order) -> ir.Value | None:

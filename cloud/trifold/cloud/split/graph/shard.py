@@ -38,7 +38,11 @@ def build(source: Source, tier: Tier, cuts: Cuts, quantization: Quantization, we
     spec = source.checkpoint.spec
     builder = Builder(source, weights, _BITS[quantization], spec.norm_eps)
     span = cuts.layers(tier, len(spec.layers))
-    x = _embedding(builder, spec) if tier == "edge" else builder.input("rows", FLOAT, ["rows", spec.hidden])
+    x = (
+        _embedding(builder, spec)
+        if tier == "edge"
+        else builder.input("rows", FLOAT, ["rows", 1, spec.hidden])
+    )
     stream = Stream(builder, x)
     if span:
         places = Places.inputs(builder, HeadLayout(spec.rope.dim, 0).half)
@@ -47,7 +51,7 @@ def build(source: Source, tier: Tier, cuts: Cuts, quantization: Quantization, we
     if tier == "device":
         _head(stream, spec, choose=bool(span))
     else:
-        builder.output(stream.sum(), "rows_out", ["rows", spec.hidden])
+        builder.output(stream.sum(), "rows_out", ["rows", 1, spec.hidden])
     return builder.finish(tier)
 
 
@@ -97,7 +101,7 @@ def _layer(stream: Stream, spec: ModelSpec, layer: int, places: Places) -> None:
 
 def _embedding(builder: Builder, spec: ModelSpec) -> ir.Value:
     """The rows of token ids."""
-    tokens = builder.input("tokens", ir.DataType.INT64, ["rows"])
+    tokens = builder.input("tokens", ir.DataType.INT64, ["rows", 1])
     table = whole(builder.source, builder.source.checkpoint.names.embedding)
     if builder.bits is None:
         return builder.op("Gather", builder.matrix(table, spec.vocab, spec.hidden), tokens, axis=0)
@@ -113,7 +117,7 @@ def _embedding(builder: Builder, spec: ModelSpec) -> ir.Value:
         gather_axis=0,
         quantize_axis=1,
     )
-    return rows if spec.hidden % BLOCK == 0 else builder.first(rows, spec.hidden, axis=1)
+    return rows if spec.hidden % BLOCK == 0 else builder.first(rows, spec.hidden, axis=2)
 
 
 def _head(stream: Stream, spec: ModelSpec, choose: bool) -> None:
@@ -124,4 +128,4 @@ def _head(stream: Stream, spec: ModelSpec, choose: bool) -> None:
         start = builder.input("logits_from", ir.DataType.INT64, [1])
         x = builder.op("Slice", x, start, builder.ints(_END), builder.ints(0))
     logits = builder.linear(x, whole(builder.source, names.head), bits=VOCABULARY_BITS)
-    builder.output(logits, "logits", ["chosen", spec.vocab])
+    builder.output(logits, "logits", ["chosen", 1, spec.vocab])
