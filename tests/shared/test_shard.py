@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -176,6 +177,17 @@ def test_the_memory_of_a_cache_is_what_it_says(folder: Path) -> None:
             values = shard.cache(capacity).bound
             size = sum(4 * np.prod(value.shape()) for name, value in values.items() if "past" in name)
             assert shard.cache_bytes(capacity) == size
+
+
+def test_a_cache_that_nobody_holds_is_freed_at_once(folder: Path) -> None:
+    shard = load("deepseek_v3", "int8", folder, "cloud")
+    cache = shard.cache(100)
+    for rows in (1, 5, 60):
+        shard.run(cache, inputs()[:rows, : shard.hidden].copy(), 0)
+    held = [weakref.ref(value) for name, value in cache.bound.items() if name.startswith("past")]
+    del cache
+    assert held
+    assert all(value() is None for value in held)
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,9 @@ _MOST_SCORES: Final = 2**24
 _MOST_ROWS: Final = 4096
 """Rows in one call to a graph without attention."""
 
-_REMEMBERED: Final = 4
-"""Shapes of calls whose memory a cache keeps: those of decoding and of the chunks of a prompt."""
+_FEW_ROWS: Final = 8
+_FEW_CALLS: Final = 8
+"""A cache keeps the memory of calls of few rows, which come again and again while decoding."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Shard:
         """
         self._check(cache, inputs, base_pos)
         end = base_pos + len(inputs)
-        chosen_from = base_pos if logits_from is None else logits_from
+        chosen_from = base_pos if logits_from is None or self.tier != "device" else logits_from
         if not base_pos <= chosen_from <= end:
             raise InvalidRequest(f"logits from position {logits_from} on of rows {base_pos} to {end - 1}")
         cache.have = min(cache.have, base_pos)
@@ -173,11 +174,12 @@ class Shard:
         copies = max(COPIES, self._fewest_positions - end)
         chosen = end - max(base_pos, chosen_from)
         shape = (len(inputs), copies, max(1, chosen))
-        if shape not in cache.calls:
-            if len(cache.calls) == _REMEMBERED:
+        call = cache.calls.get(shape) or self._bind(cache, *shape)
+        again = len(inputs) <= _FEW_ROWS
+        if again and shape not in cache.calls:
+            if len(cache.calls) == _FEW_CALLS:
                 cache.calls.pop(next(iter(cache.calls)))
-            cache.calls[shape] = self._bind(cache, *shape)
-        call = cache.calls[shape]
+            cache.calls[shape] = call
         call.inputs[...] = inputs
         call.last_position[0] = end + copies - 1
         call.position_count[...] = end + copies
@@ -185,7 +187,8 @@ class Shard:
             self._session.run_with_iobinding(call.binding)
         except Exception as error:
             raise TrifoldError(f"the {self.tier} shard failed at position {base_pos}: {error}") from error
-        return call.output.copy() if chosen > 0 else call.output[:0]
+        output = call.output.copy() if again else call.output
+        return output if chosen > 0 else output[:0]
 
     def _bind(self, cache: Cache, rows: int, copies: int, chosen: int) -> Call:
         """New memory for calls of `rows` rows with `copies` of the last, and logits of the last `chosen`."""

@@ -35,17 +35,14 @@ def latent(
     )
     keys = heads(source, names.kv_a, spec.kv_rank + spec.rope_dim, key_order)
 
-    if names.q_a and names.q_a_norm and names.q_b:
-        # One product for all that starts from x.
-        queries = whole(source, names.q_a)
-        start = builder.linear(x, stack([queries, keys]), _bias(builder, names, queries.outputs, key_order))
-        query, rotated, compressed = builder.split(start, queries.outputs, len(turned), spec.kv_rank)
+    # One product for all that starts from x: queries, compressed or not, and the parts of the key.
+    absorbed = absorbed_queries(source, names.q_b or names.q or "", names.kv_b, spec, turned)
+    queries = whole(source, names.q_a) if names.q_a else absorbed
+    start = builder.linear(x, stack([queries, keys]), _bias(builder, names, queries.outputs, key_order))
+    query, rotated, compressed = builder.split(start, queries.outputs, len(turned), spec.kv_rank)
+    if names.q_a_norm:
         query = builder.norm(query, builder.vector(names.q_a_norm), spec.norm_eps)
-        query = builder.linear(query, absorbed_queries(source, names.q_b, names.kv_b, spec, turned))
-    else:
-        queries = absorbed_queries(source, names.q or "", names.kv_b, spec, turned)
-        start = builder.linear(x, stack([queries, keys]), _bias(builder, names, queries.outputs, key_order))
-        query, rotated, compressed = builder.split(start, queries.outputs, len(turned), spec.kv_rank)
+        query = builder.linear(query, absorbed)
 
     compressed = builder.norm(compressed, builder.vector(names.kv_a_norm), spec.norm_eps)
     blanks = layout.size - len(turned) - spec.kv_rank
