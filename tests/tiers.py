@@ -55,10 +55,10 @@ async def running_core(
 
 @asynccontextmanager
 async def running_edge(
-    bundle: Path, core: str, *, memory: int = MEMORY, lease: float = 30.0
+    bundle: Path, core: str, *, memory: int = MEMORY, lease: float = 30.0, patience: float = 20.0
 ) -> AsyncIterator[RunningEdge]:
     manifest = TierFolder.open(bundle, "edge").manifest
-    upstream = Core(core, timeout=20.0)
+    upstream = Core(core, timeout=patience)
     service = EdgeService(shard(bundle, "edge"), manifest, upstream, memory=memory, lease=lease)
     server = TierServer(service)
     await server.start("127.0.0.1:0")

@@ -69,7 +69,8 @@ class Talk:
     async def hear(self) -> pb.SessionResponse | None:
         """The next response, None at the end of the stream. Raises the error that ended it."""
         try:
-            data = await anext(self._responses, None)
+            async with asyncio.timeout(30):
+                data = await anext(self._responses, None)
         except grpc.aio.AioRpcError:
             raise await self._ending.error() from None
         return None if data is None else pb.SessionResponse.FromString(data)

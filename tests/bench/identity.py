@@ -26,8 +26,8 @@ from trifold.device.client.generation import Generation
 from trifold.shared.errors import Unavailable
 from trifold.shared.runtime.monolith import Monolith, Token
 
-TOKENS: Final = 1000
-KILLS: Final = 2
+TOKENS: Final = 20_000
+KILLS: Final = 20
 SESSIONS: Final = 6
 CHUNKS: Final = (512, 64, 17, 5)
 CUTS: Final = {"2/6": "norm and head on the device", "2/5": "an attention layer on the device"}

@@ -9,7 +9,7 @@ from typing import Final
 
 from tokenizers import Tokenizer
 
-CHECKPOINT: Final = Path("/tmp/trifold/rnano")
+CHECKPOINT: Final = Path(__file__).parents[2] / "models" / "trifold-nano"
 
 
 def held_out() -> str:

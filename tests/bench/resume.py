@@ -18,7 +18,7 @@ from tests.processes import Processes, Service
 from trifold.device import AsyncClient
 
 POSITIONS: Final = 256
-TIMES: Final = 3
+TIMES: Final = 40
 TEMPERATURE: Final = 1.0
 
 

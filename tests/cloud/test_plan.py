@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
@@ -22,8 +23,8 @@ from trifold.cloud.split.plan import Measure, plan
 from trifold.cloud.split.profiles import TierProfiles
 from trifold.cloud.split.split import split
 from trifold.shared.bundle.folder import TierFolder
-from trifold.shared.bundle.manifest import TIERS, CodecName, Quantization
-from trifold.shared.errors import ConfigError, InvalidRequest
+from trifold.shared.bundle.manifest import TIERS, CodecName, Cuts, Quantization
+from trifold.shared.errors import ConfigError, InvalidRequest, PromptTooLong
 from trifold.shared.model.checkpoint import Checkpoint
 from trifold.shared.model.families.registry import family_of
 from trifold.shared.model.fields import Fields
@@ -33,6 +34,7 @@ from trifold.shared.runtime.shard import Shard
 V3 = family_of(Fields(DEEPSEEK_V3)).spec()
 QWEN = family_of(Fields(QWEN3_30B_A3B)).spec()
 LLAMA = family_of(Fields(LLAMA_3_1_8B)).spec()
+SHORT = LLAMA.model_copy(update={"max_positions": 100})
 
 SMALLER = {
     "vocab_size": 512,
@@ -230,8 +232,11 @@ def test_a_prompt_that_does_not_fit_the_context_is_refused(prompt: int) -> None:
     [
         ("[edge]", "[egde]", "edge"),
         ('memory = "24GB"', "", "edge.memory"),
-        ("rtt = 0.03", "rtt = -1", "edge_cloud.rtt"),
-        ("flops = 1e12", "flops = 'fast'", "device.flops"),
+        ("rtt = 0.03", "rtt = -1", "edge_cloud.rtt: -1 is not a time"),
+        ("flops = 1e12", "flops = 'fast'", "device.flops: 'fast' is not a number"),
+        ('"1Gbit"', '"1Gb"', "edge_cloud.bandwidth: '1Gb' is not a bandwidth"),
+        ('"80GB"', '"-1GB"', "cloud.memory: '-1GB' is not a size"),
+        ('"80GB"', "true", "cloud.memory: True is not a size"),
         ("[cloud]", "[cloud", "TOML"),
     ],
 )
@@ -241,6 +246,103 @@ def test_a_tiers_file_that_makes_no_sense_is_refused_by_key(
     tiers.write_text(PROFILES.replace(old, new))
     with pytest.raises(ConfigError, match=named):
         TierProfiles.load(tiers)
+
+
+def test_all_that_is_wrong_with_a_tiers_file_is_said_at_once(tiers: Path) -> None:
+    text = PROFILES.replace("[edge]", "[egde]").replace("memory = ", "memroy = ", 1).replace("rtt = 0.03", "")
+    tiers.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        TierProfiles.load(tiers)
+    assert [line.strip() for line in refused.value.message.splitlines()[1:]] == [
+        "cloud.memory is missing",
+        "cloud.memroy is unknown: did you mean memory?",
+        "[edge] is missing",
+        "edge_cloud.rtt is missing",
+        "[egde] is unknown: did you mean edge?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "rtt"),
+    [('"1Gbit"', '"30ms"'), ('"1 Gbit/s"', '"0.03 s"'), ('"125MB"', "30e-3"), ('"0.125GB/s"', '"3e4us"')],
+)
+@pytest.mark.parametrize("table", ["edge_cloud", "edge"])
+def test_bandwidths_are_in_bits_or_bytes_and_times_in_any_unit(
+    table: str, bandwidth: str, rtt: str, tiers: Path
+) -> None:
+    tiers.write_text(PROFILES.replace('"1Gbit"\nrtt = 0.03', f"{bandwidth}\nrtt = {rtt}"))
+    tiers.write_text(tiers.read_text().replace('"100GB"', bandwidth))
+    profiles = TierProfiles.load(tiers)
+    assert profiles.edge_cloud.bandwidth == profiles.edge.bandwidth == pytest.approx(125e6)
+    assert profiles.edge_cloud.rtt == pytest.approx(0.03)
+
+
+def test_the_example_of_the_page_on_planning_is_that_of_these_tests(tiers: Path, tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "planning.md"
+    (example,) = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    (tmp_path / "example.toml").write_text(example)
+    assert TierProfiles.load(tmp_path / "example.toml") == TierProfiles.load(tiers)
+
+
+def test_a_plan_that_does_not_fit_its_tiers_is_printed_and_fails(tiers: Path, tmp_path: Path) -> None:
+    for format_ in ((), ("--json",)):
+        result = run(tmp_path, "--tiers", str(tiers), *format_)
+        assert result.exit_code == 1
+        assert "The cloud's part needs 486.00 GB, and it has 80.00 GB." in " ".join(result.stdout.split())
+
+
+def test_small_sizes_and_fast_tiers_are_printed_in_fitting_units(tiers: Path, tmp_path: Path) -> None:
+    tiers.write_text(PROFILES.replace("8GB", "2kB").replace('"2TB"', "4e19").replace("100e12", "1e19"))
+    output = " ".join(run(tmp_path, "--tiers", str(tiers)).stdout.split())
+    assert "and it has 2.00 kB." in output
+    assert "e+" not in output
+
+
+def test_of_equally_fast_tiers_the_one_nearest_to_the_user_is_advised(tmp_path: Path) -> None:
+    machine = {"memory": "80GB", "flops": 1e12, "bandwidth": "50GB"}
+    link = {"bandwidth": "1Gbit", "rtt": "1ms"}
+
+    def advice(device: str, edge: str) -> str:
+        profiles = TierProfiles.model_validate(
+            {
+                "cloud": machine,
+                "edge": machine | {"memory": edge},
+                "device": machine | {"memory": device},
+                "device_edge": link,
+                "edge_cloud": link,
+            }
+        )
+        (line,) = plan(LLAMA, profiles=profiles).advice
+        return line
+
+    assert "fits the device" in advice(device="80GB", edge="80GB")
+    assert "fits the edge" in advice(device="2GB", edge="80GB")
+    assert "fits the cloud" in advice(device="2GB", edge="4GB")
+
+
+def test_a_context_above_the_positions_of_the_model_is_refused_and_the_default_is_not() -> None:
+    with pytest.raises(PromptTooLong, match="5000 does not fit the 100 positions"):
+        plan(SHORT, context=5000)
+    assert (plan(SHORT).context, plan(SHORT).prompt) == (100, 100)
+
+
+def test_shares_that_whole_layers_cannot_reach_are_told_in_one_line() -> None:
+    (line,) = plan(LLAMA, ratio=(0, 0, 100), by="params").advice + plan(LLAMA).advice
+    assert line.startswith("Whole layers come no nearer to the ratio: ")
+    assert plan(LLAMA, cuts=Cuts(edge=0, cloud=1)).advice == ()
+
+
+def test_given_cuts_are_planned_whatever_the_ratio(tmp_path: Path) -> None:
+    result = run(tmp_path, "--cuts", "3/60", "--ratio", "10/10/80")
+    assert "Cuts at layers 3 and 60" in result.stdout
+    assert "asked for" not in result.stdout
+    assert "layer 60, norm, head" in result.stdout
+    assert isinstance(run(tmp_path, "--cuts", "3").exception, InvalidRequest)
+    assert isinstance(run(tmp_path, "--cuts", "3/62").exception, InvalidRequest)
+
+
+def test_a_plan_without_tiers_says_how_to_get_times(tmp_path: Path) -> None:
+    assert run(tmp_path).stdout.endswith("Times: give --tiers FILE (docs/planning.md)\n")
 
 
 def test_the_command_prints_cuts_shares_memory_links_and_predictions(tmp_path: Path, tiers: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import tracemalloc
@@ -167,10 +168,61 @@ def test_memory_stays_far_below_the_largest_tensor(tmp_path: Path) -> None:
     assert peak < largest / 2
 
 
+def trifold_split(*arguments: str, largest: int = resource.RLIM_INFINITY) -> subprocess.CompletedProcess[str]:
+    """`trifold split`, which cannot write a file of more than `largest` bytes."""
+    return subprocess.run(
+        [sys.executable, "-m", "trifold.shared.cli.main", "split", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)),
+    )
+
+
+def test_a_disk_that_takes_no_more_is_an_error_with_a_name_and_leaves_the_older_bundle_and_nothing_else(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    split(Checkpoint.open(checkpoint), CUTS, tmp_path / "bundle")
+    before = contents(tmp_path)
+    for options in ((), ("--train",)):
+        arguments = (str(checkpoint), "--out", str(tmp_path / "bundle"), "--quant", "int4", *options)
+        full = trifold_split(*arguments, largest=40_000)
+        assert full.returncode == 78, full.stderr
+        assert "bundle: cannot be written: File too large" in full.stderr
+        assert contents(tmp_path) == before
+        assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_an_output_that_cannot_be_made_is_refused_without_a_progress_bar(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    refused = trifold_split(str(checkpoint), "--out", str(tmp_path / "file" / "bundle"))
+    assert refused.returncode == 78
+    assert refused.stderr.startswith("trifold: ")
+    assert "file/bundle: cannot be written: " in refused.stderr
+
+
+def test_the_summary_says_what_each_tier_holds_in_lines_of_a_terminal(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = trifold_split(str(checkpoint), "--out", "bundle", "--cuts", "0/3", "--train")
+    lines = made.stdout.splitlines()
+    assert [line.split(", ", 1)[1] for line in lines[:-1:2]] == [
+        "layers 0–2",
+        "embedding",
+        "layer 3, norm, head",
+    ]
+    assert all(line.startswith("  for training: ") for line in lines[1::2])
+    digest = TierFolder.open(tmp_path / "bundle", "cloud").manifest.serving_digest
+    assert lines[-1].startswith(f"serving digest {digest[:12]} in ")
+    assert max(map(len, lines)) <= 80
+
+
 def test_the_command_prints_what_it_made_and_fails_with_a_message(checkpoint: Path, tmp_path: Path) -> None:
     def trifold(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "trifold.shared.cli.main", "split", str(checkpoint), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return trifold_split(str(checkpoint), *arguments)
 
     made = trifold("--out", str(tmp_path / "bundle"), "--cuts", "1/3", "--quant", "int4", "--json")
     assert made.returncode == 0, made.stderr

@@ -1,103 +1,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from tests.network.proxy import Proxy
-from tests.tiers import RunningCore, RunningEdge, running_core, running_edge, shard
-from tests.wire import Peer, Talk, decoded
+from tests.edge.houses import LENGTH, House, settled
+from tests.tiers import running_core, running_edge, shard
+from tests.wire import Peer, decoded
 from trifold.proto.v1 import session_pb2 as pb
-from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.errors import (
     DigestMismatch,
     InvalidRequest,
     OutOfSequence,
     Overloaded,
-    StaleEpoch,
     TrifoldError,
-    Unavailable,
 )
-from trifold.shared.runtime.codec import RowCodec, Rows
-from trifold.shared.runtime.monolith import Monolith
-
-LENGTH = 40
-
-
-@cache
-def monolith(bundle: Path) -> Monolith:
-    manifest = TierFolder.open(bundle, "edge").manifest
-    return Monolith(manifest, shard(bundle, "edge"), shard(bundle, "cloud"), shard(bundle, "device"))
-
-
-class House:
-    """A core, an edge before it, a proxy on the link between them, and a peer of the edge."""
-
-    def __init__(self, bundle: Path, core: RunningCore, link: Proxy, edge: RunningEdge, peer: Peer) -> None:
-        self.bundle = bundle
-        self.core = core
-        self.link = link
-        self.edge = edge
-        self.peer = peer
-        self.monolith = monolith(bundle)
-        self.codec: RowCodec = self.monolith.codec
-        self.digest = self.monolith.manifest.serving_digest
-
-    @classmethod
-    @asynccontextmanager
-    async def up(cls, bundle: Path, **fields: Any) -> AsyncIterator[House]:
-        async with (
-            running_core(bundle, **fields) as core,
-            Proxy(core.address) as link,
-            running_edge(bundle, link.address, **fields) as edge,
-            Peer.at(edge.address, "EdgeService") as peer,
-        ):
-            yield cls(bundle, core, link, edge, peer)
-
-    def tokens(self, seed: int = 0) -> NDArray[np.int64]:
-        return np.random.default_rng(seed).integers(0, self.monolith.edge.vocab, LENGTH)
-
-    def expected(self, tokens: NDArray[np.int64]) -> Rows:
-        """The rows that a device must get, from the monolith in one piece."""
-        session = self.monolith.session(len(tokens))
-        session.feed(tokens, 0, 0)
-        return session.rows
-
-    async def opened(self, held: int = 0, **fields: Any) -> Talk:
-        """A stream whose session holds so many positions in both tiers."""
-        talk = self.peer.call()
-        await talk.open(self.digest, **fields)
-        if held:
-            await talk.send_tokens(self.tokens()[:held], 0)
-            await talk.result()
-        return talk
-
-    async def rest(self, talk: Talk, have: int) -> None:
-        """Sends what is missing from `have` on, and expects the bits of the monolith."""
-        await talk.send_tokens(self.tokens()[have:], have)
-        got = decoded(self.codec, await talk.result())
-        assert np.array_equal(got, self.expected(self.tokens())[have:])
 
 
 @pytest.fixture
 async def house(bundle: Path) -> AsyncIterator[House]:
     async with House.up(bundle) as house:
         yield house
-
-
-async def settled(condition: Callable[[], bool]) -> None:
-    """Waits until the services have noticed."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - the services have no event for a test
-            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("chunks", [[LENGTH], [1] * LENGTH, [5, 1, 2, 32], [3, 36, 1]])
@@ -183,150 +112,6 @@ async def test_a_trace_tells_of_both_tiers_and_of_the_bytes_between_them(house: 
         # HTTP/2 adds its frames to what gRPC was given.
         assert rows < told < measured < told + 500
     await talk.close()
-
-
-async def test_a_core_that_is_lost_ends_the_stream_and_the_session_goes_on_where_it_was(
-    house: House,
-) -> None:
-    talk = await house.opened(held=10)
-    await house.link.cut()
-    error = await talk.end()
-    assert type(error) is Unavailable
-    again = house.peer.call()
-    assert (await again.open(house.digest, session=talk.session, epoch=2)).have == 10
-    await house.rest(again, 10)
-    await again.close()
-
-
-async def test_a_core_that_is_lost_in_the_middle_of_steps_loses_none_of_them(house: House) -> None:
-    for round_ in range(8):
-        talk = await house.opened()
-        for base_pos in range(0, LENGTH, 10):
-            await talk.send_tokens(house.tokens()[base_pos : base_pos + 10], base_pos)
-        await asyncio.sleep(0.001 * round_)
-        await house.link.cut()
-        assert type(await talk.end()) is Unavailable
-        again = house.peer.call()
-        opened = await again.open(house.digest, session=talk.session, epoch=2)
-        assert opened.have % 10 == 0
-        await house.rest(again, min(opened.have, 30))
-        await again.close()
-
-
-async def test_a_core_that_forgot_everything_is_told_everything_again(house: House) -> None:
-    talk = await house.opened(held=10)
-    await house.core.server.stop()
-    assert type(await talk.end()) is Unavailable
-    async with running_core(house.bundle) as other:
-        house.link.target = other.address
-        await house.link.cut()
-        again = house.peer.call()
-        assert (await again.open(house.digest, session=talk.session, epoch=2)).have == 0
-        await house.rest(again, 0)
-        await again.close()
-
-
-async def test_an_edge_that_forgot_everything_is_told_everything_again(house: House) -> None:
-    talk = await house.opened(held=10)
-    async with (
-        running_edge(house.bundle, house.link.address) as other,
-        Peer.at(other.address, "EdgeService") as peer,
-    ):
-        again = peer.call()
-        assert (await again.open(house.digest, session=talk.session, epoch=2)).have == 0
-        # The core was taken over, and so the older edge has to let its device go.
-        assert type(await talk.end()) is StaleEpoch
-        await house.rest(again, 0)
-        await again.close()
-
-
-async def test_a_core_that_comes_back_within_a_moment_is_waited_for(house: House) -> None:
-    talk = await house.opened(held=10)
-    house.link.refuse(True)
-    await house.link.cut()
-    assert type(await talk.end()) is Unavailable
-    again = house.peer.call()
-    opening = asyncio.create_task(again.open(house.digest, session=talk.session, epoch=2))
-    await asyncio.sleep(0.5)
-    assert not opening.done()
-    house.link.refuse(False)
-    assert (await opening).have == 10
-    await again.close()
-
-
-async def test_a_core_that_is_not_there_is_named(bundle: Path, unused_tcp_port: int) -> None:
-    address = f"127.0.0.1:{unused_tcp_port}"
-    async with running_edge(bundle, address) as edge, Peer.at(edge.address, "EdgeService") as peer:
-        for ask in (peer.call().open(edge.service.frames.digest), peer.describe()):
-            with pytest.raises(Unavailable, match=f"the core at {address}"):
-                await ask
-        assert len(edge.service.table) == 0
-
-
-async def test_close_frees_both_tiers_at_once(house: House) -> None:
-    talk = await house.opened(held=10)
-    assert house.edge.service.table.reserved > 0
-    await talk.close()
-    assert (house.edge.service.table.reserved, house.core.service.table.reserved) == (0, 0)
-
-
-async def test_close_in_the_middle_of_steps_frees_both_tiers(house: House) -> None:
-    for _ in range(5):
-        talk = await house.opened()
-        for base_pos in range(0, LENGTH, 10):
-            await talk.send_tokens(house.tokens()[base_pos : base_pos + 10], base_pos)
-        await talk.close()
-        assert (len(house.edge.service.table), len(house.core.service.table)) == (0, 0)
-
-
-@pytest.mark.parametrize("leave", [Talk.hang_up, Talk.drop], ids=["in order", "by a crash"])
-async def test_a_device_that_is_lost_finds_both_tiers_as_they_were(
-    house: House, leave: Callable[[Talk], Awaitable[None]]
-) -> None:
-    talk = await house.opened(held=10)
-    await leave(talk)
-    again = house.peer.call()
-    assert (await again.open(house.digest, session=talk.session, epoch=2)).have == 10
-    await house.rest(again, 10)
-    await again.close()
-
-
-async def test_both_tiers_forget_a_device_that_stays_away(bundle: Path) -> None:
-    async with House.up(bundle, lease=0.1) as house:
-        talk = await house.opened(held=10)
-        await talk.drop()
-        await settled(lambda: not len(house.edge.service.table) and not len(house.core.service.table))
-        assert (house.edge.service.table.reserved, house.core.service.table.reserved) == (0, 0)
-
-
-async def test_a_takeover_ends_the_older_device_stream(house: House) -> None:
-    older = await house.opened(held=10)
-    newer = house.peer.call()
-    assert (await newer.open(house.digest, session=older.session, epoch=3)).have == 10
-    assert type(await older.end()) is StaleEpoch
-    with pytest.raises(StaleEpoch, match="held in epoch 3"):
-        await house.peer.call().open(house.digest, session=older.session, epoch=2)
-    await house.rest(newer, 10)
-    await newer.close()
-
-
-async def test_the_tier_that_holds_least_decides_where_to_go_on(house: House) -> None:
-    talk = await house.opened(held=10)
-    house.link.stall()
-    await talk.send_tokens(house.tokens()[10:20], 10)
-    [session] = house.edge.service.table._sessions.values()
-    await settled(lambda: session.have == 20)
-    house.link.flow()
-    await house.link.cut()
-    assert type(await talk.end()) is Unavailable
-    [held] = house.core.service.table._sessions.values()
-    again = house.peer.call()
-    have = (await again.open(house.digest, session=talk.session, epoch=2)).have
-    assert have == min(session.have, held.have)
-    await again.send_tokens(house.tokens()[25:30], 25)
-    error = await again.end()
-    assert type(error) is OutOfSequence
-    assert f"expected position {have}" in error.message
 
 
 async def test_a_step_of_a_branch_that_was_given_up_keeps_its_place_among_the_answers(house: House) -> None:

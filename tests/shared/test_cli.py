@@ -60,6 +60,11 @@ def test_version_names_what_a_report_needs() -> None:
     assert versions["trifold"] in trifold("version").stdout
 
 
+def test_the_flag_for_the_version_prints_what_the_command_does() -> None:
+    ended = trifold("--version")
+    assert (ended.returncode, ended.stdout) == (0, trifold("version").stdout)
+
+
 def test_help_lists_the_commands_of_every_installed_distribution(plugin: Path) -> None:
     ended = trifold("--help", path=plugin)
     assert ended.returncode == 0
@@ -95,6 +100,29 @@ def test_a_command_whose_extra_is_missing_says_which_and_hides_from_nobody(plugi
     assert ended.returncode == ERRORS["CONFIG"].exit_code
     assert "needs the package plugin.not_there" in ended.stderr
     assert "lacking" in trifold("--help", path=plugin).stdout
+
+
+def test_verify_without_torch_names_its_own_extra_and_explains_itself_all_the_same(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('No module named torch', name='torch')")
+    assert "--tokens" in trifold("verify", "--help", path=tmp_path).stdout
+    ended = trifold("verify", "bundle", "--against", "checkpoint", path=tmp_path)
+    assert ended.returncode == ERRORS["CONFIG"].exit_code
+    assert "needs the package torch: install Trifold with the extra 'verify'" in ended.stderr
+
+
+def test_the_log_on_a_terminal_is_trifolds_own_from_the_level_on_that_was_asked_for() -> None:
+    program = """
+import logging
+from trifold.shared.cli.logs import show_log
+show_log("warning")
+logging.getLogger("trifold.device").info("small")
+logging.getLogger("trifold.device").warning("great")
+logging.getLogger("grpc").info("theirs")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.stderr == "trifold: great\n"
 
 
 def test_an_unknown_command_is_refused() -> None:

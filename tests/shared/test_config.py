@@ -82,6 +82,45 @@ def test_a_wrong_value_is_told_where_it_was_given(monkeypatch: pytest.MonkeyPatc
         EdgeSettings.load()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("threads", "many", "it must be a whole number"),
+        ("threads", -1, "it must be 0 or above"),
+        ("lease", "soon", "it must be a number"),
+        ("lease", 0, "it must be above 0"),
+        ("kv_memory", "8 gigs", "it must be a size such as 512MiB or 8GiB"),
+        ("inexact", "maybe", "it must be true or false"),
+        ("log_level", "loud", "it must be 'debug', 'info', 'warning' or 'error'"),
+        ("bundle", 3, "it must be text"),
+        ("listen", 3, "it must be text"),
+    ],
+)
+def test_a_wrong_value_is_told_what_it_must_be(name: str, value: object, wanted: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        CloudSettings.load(None, **({"bundle": "b"} | {name: value}))
+    assert refusal.value.message == f"{CloudSettings.spelling(name)} is {value!r}: {wanted}"
+
+
+def test_a_log_level_may_be_written_in_any_case() -> None:
+    assert CloudSettings.load(bundle="b", log_level="INFO").log_level == "info"
+
+
+def test_an_empty_variable_counts_as_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIFOLD_DEVICE_BUNDLE", "")
+    monkeypatch.setenv("TRIFOLD_CONFIG", "")
+    with pytest.raises(ConfigError, match="bundle of the device is not set"):
+        DeviceSettings.load()
+    write('[device]\nbundle = "b"\n')
+    assert DeviceSettings.load().bundle == Path("b")
+
+
+def test_an_unknown_variable_is_refused_whichever_tier_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIFOLD_EDGE_LISEN", "127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"TRIFOLD_EDGE_LISEN; did you mean TRIFOLD_EDGE_LISTEN\?"):
+        CloudSettings.load(bundle="b")
+
+
 @pytest.mark.parametrize("value", ["127.0.0.1", ":50", "host:", "host:65536", "host:-1", "host:x"])
 def test_an_address_needs_host_and_port(value: str) -> None:
     with pytest.raises(ConfigError, match="HOST:PORT"):

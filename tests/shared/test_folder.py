@@ -6,13 +6,14 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
 from trifold.shared.bundle.folder import MANIFEST, TierFolder
 from trifold.shared.bundle.manifest import TIERS, FileEntry, Manifest, Tier
-from trifold.shared.errors import DamagedFile, DigestMismatch
+from trifold.shared.errors import ConfigError, DamagedFile, DigestMismatch
 from trifold.shared.runtime.monolith import Monolith
 from trifold.shared.runtime.shard import Shard
 
@@ -117,6 +118,14 @@ def test_a_manifest_cannot_name_a_file_elsewhere(copy: Path, name: str) -> None:
     path.write_text(forged.model_dump_json())
     with pytest.raises(DamagedFile, match="not the name of a file in the same folder"):
         TierFolder.open(copy, "cloud")
+
+
+def test_the_folder_of_another_tier_is_called_by_its_name(bundle: Path) -> None:
+    for tier, other in permutations(TIERS, 2):
+        with pytest.raises(
+            ConfigError, match=f"this is the {other}'s part; the {tier} needs the folder {tier}"
+        ):
+            TierFolder.open(bundle / other, tier)
 
 
 def test_what_is_not_listed_is_not_read(copy: Path) -> None:

@@ -106,6 +106,41 @@ async def test_the_engine_keeps_nothing_of_what_it_ran(scheduler: TurnScheduler)
     assert alive() is None
 
 
+async def test_one_who_is_alone_gets_small_turns_without_changing_threads(
+    scheduler: TurnScheduler,
+) -> None:
+    async def thread(key: str, *, small: bool = True) -> str:
+        turn = await scheduler.run(key, lambda: threading.current_thread().name, small=small)
+        return turn.value
+
+    here = threading.current_thread().name
+    assert [await thread("a") for _ in range(3)] == ["engine", here, here]
+    assert await thread("a", small=False) == "engine"
+    # Two who take turns leave the event loop free to talk with one while it computes for the other.
+    assert [await thread(key) for key in "bab"] == ["engine"] * 3
+
+
+async def test_small_turns_that_are_not_brief_are_left_to_the_engine(scheduler: TurnScheduler) -> None:
+    def slow() -> str:
+        threading.Event().wait(0.01)
+        return threading.current_thread().name
+
+    names = [(await scheduler.run("a", slow, small=True)).value for _ in range(3)]
+    assert names == ["engine"] * 3
+
+
+async def test_an_error_in_a_turn_of_one_who_is_alone_is_an_error_like_any_other(
+    scheduler: TurnScheduler,
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("once")
+
+    for _ in range(2):
+        await scheduler.run("a", lambda: None, small=True)
+    with pytest.raises(ZeroDivisionError, match="once"):
+        await scheduler.run("a", fail, small=True)
+
+
 async def test_a_stopped_scheduler_drops_what_waits() -> None:
     scheduler, gate = TurnScheduler(), Gate()
     running = scheduler.run("a", gate)

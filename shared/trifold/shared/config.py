@@ -8,13 +8,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import typer
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from trifold.shared.errors import ConfigError
 
@@ -26,7 +26,12 @@ def _address(value: str) -> str:
     return value
 
 
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
 Address = Annotated[str, AfterValidator(_address)]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
 
 
 class TierSettings(BaseModel):
@@ -38,22 +43,22 @@ class TierSettings(BaseModel):
     bundle: Path = Field(description="Folder of the bundle, or of this tier's part of it.")
     threads: int = Field(0, ge=0, description="Threads of the engine; 0 is one per core.")
     inexact: bool = Field(False, description="Run even where the numerics self-test fails.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "warning", description="Least level logged."
-    )
+    log_level: LogLevel = Field("warning", description="Least level logged: debug, info, warning or error.")
 
     @classmethod
     def load(cls, config: Path | None = None, **flags: object) -> Self:
         """The settings of one tier; flags that are None count as not given.
 
-        `config` is the TOML file; without it TRIFOLD_CONFIG, then ./trifold.toml where there is one.
+        `config` is the TOML file; without it TRIFOLD_CONFIG, then ./trifold.toml where there is one. An empty
+        variable counts as not given either.
         Raises ConfigError naming the flag, variable or line that is wrong.
         """
         given = _from_file(config).get(cls.section, {})
+        variables = _variables()
         given |= {
-            name: Given(os.environ[cls.variable(name)], cls.variable(name))
+            name: Given(value, cls.variable(name))
             for name in cls.model_fields
-            if cls.variable(name) in os.environ
+            if (value := variables.get(cls.variable(name)))
         }
         given |= {
             name: Given(value, cls.spelling(name)) for name, value in flags.items() if value is not None
@@ -100,11 +105,10 @@ class TierSettings(BaseModel):
     def _explain(cls, error: ValidationError, given: dict[str, Given]) -> str:
         problem = error.errors()[0]
         name = str(problem["loc"][0])
-        message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "missing":
             where = f"{cls.spelling(name)}, {cls.variable(name)} or {name} in [{cls.section}] of trifold.toml"
             return f"{name} of the {cls.section} is not set: give {where}"
-        return f"{given[name].where} is {given[name].value!r}: {message}"
+        return f"{given[name].where} is {given[name].value!r}: {_wanted(problem)}"
 
 
 class ServiceSettings(TierSettings):
@@ -162,18 +166,39 @@ class Given(NamedTuple):
     where: str
 
 
-def table() -> str:
-    """The table of all settings, in Markdown."""
-    lines = ["| TOML | Flag | Variable | Default | Meaning |", "| --- | --- | --- | --- | --- |"]
-    for settings in SETTINGS:
-        for name, field in settings.model_fields.items():
-            cells = (
-                f"`[{settings.section}] {name}`",
-                f"`{settings.spelling(name)}`",
-                f"`{settings.variable(name)}`",
-            )
-            lines.append(f"| {' | '.join(cells)} | {settings.default_of(name)} | {field.description} |")
-    return "\n".join(lines) + "\n"
+def _wanted(problem: ErrorDetails) -> str:
+    """What a value should have been."""
+    limits = problem.get("ctx", {})
+    match problem["type"]:
+        case "greater_than":
+            return f"it must be above {limits['gt']:g}"
+        case "greater_than_equal":
+            return f"it must be {limits['ge']:g} or above"
+        case "int_parsing" | "int_type" | "int_from_float":
+            return "it must be a whole number"
+        case "float_parsing" | "float_type":
+            return "it must be a number"
+        case "bool_parsing" | "bool_type":
+            return "it must be true or false"
+        case "byte_size" | "byte_size_unit":
+            return "it must be a size such as 512MiB or 8GiB"
+        case "literal_error":
+            return f"it must be {limits['expected']}"
+        case "string_type" | "path_type":
+            return "it must be text"
+        case _:
+            return problem["msg"].removeprefix("Value error, ")
+
+
+def _variables() -> dict[str, str]:
+    """The variables of all tiers; one that none of them has is refused, whichever tier asks."""
+    prefixes = tuple(f"TRIFOLD_{settings.section}_".upper() for settings in SETTINGS)
+    given = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+    known = [settings.variable(name) for settings in SETTINGS for name in settings.model_fields]
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"there is no variable {name}; {_hint(name, known)}")
+    return given
 
 
 def _from_file(config: Path | None) -> dict[str, dict[str, Given]]:
@@ -208,9 +233,12 @@ def _from_file(config: Path | None) -> dict[str, dict[str, Given]]:
 
 
 def _unknown(path: Path, line: int, what: str, name: str, known: list[str]) -> ConfigError:
+    return ConfigError(f"{path} line {line}: there is no {what}; {_hint(name, known)}")
+
+
+def _hint(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    return ConfigError(f"{path} line {line}: there is no {what}; {hint}")
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
 
 def _line(text: str, name: str, section: str | None = None) -> int:
@@ -224,14 +252,3 @@ def _line(text: str, name: str, section: str | None = None) -> int:
         elif current == section and re.match(rf"""\s*["']?{re.escape(name)}["']?\s*[=.]""", line):
             return number
     return 1
-
-
-def _main(page: Path) -> None:
-    """Writes the table into a page of the documentation, between its marks."""
-    before, _, rest = page.read_text().partition("<!-- settings -->\n")
-    _, _, after = rest.partition("<!-- /settings -->")
-    page.write_text(f"{before}<!-- settings -->\n{table()}<!-- /settings -->{after}")
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]))

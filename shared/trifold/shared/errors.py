@@ -5,6 +5,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import ClassVar, Final
 
+import trifold.shared.grpc_engine  # noqa: F401  # isort: skip - before grpc
+
 import grpc
 
 

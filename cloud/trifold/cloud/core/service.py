@@ -6,12 +6,13 @@ from time import perf_counter_ns
 
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.runtime.shard import Cache
+from trifold.shared.session.conversation import Conversation
 from trifold.shared.session.frames import Steps
 from trifold.shared.session.scheduler import Turn
 from trifold.shared.session.service import TierService
-from trifold.shared.session.stream import Stream, until_first
+from trifold.shared.session.stream import Stream
 from trifold.shared.session.table import Seat
-from trifold.shared.session.window import Passage, Window
+from trifold.shared.session.window import Passage
 
 
 class CoreService(TierService):
@@ -31,36 +32,43 @@ class CoreService(TierService):
             tiers=[self.info],
         )
         await stream.write(pb.SessionResponse(opened=opened))
-        window = Window(steps.in_flight)
-        await until_first(self.take(stream, steps, seat, cache, window), self._answer(stream, window))
+        await CoreConversation(self, stream, seat, cache, steps).run()
 
-    def compute(self, cache: Cache, steps: Steps, step: pb.Step) -> bytes | None:
-        if steps.stale(step):
-            return None
-        header, codec = step.header, self.frames.codec
-        rows = codec.decode(step.rows, header.rows, header.base_pos)
-        out = self.shard.run(cache, rows, header.base_pos)
-        first = self.first_wanted(header)
-        return codec.encode(out[first - header.base_pos :], first)
 
-    async def _answer(self, stream: Stream, window: Window) -> None:
-        while (passage := await window.get()) is not None:
+class CoreConversation(Conversation):
+    """An edge's rows through the core."""
+
+    def __init__(
+        self, core: CoreService, stream: Stream, seat: Seat[Cache], cache: Cache, steps: Steps
+    ) -> None:
+        super().__init__(stream, seat, cache, steps, core.scheduler)
+        self._core = core
+        self._codec = core.frames.codec
+
+    def compute(self, step: pb.Step) -> bytes:
+        header = step.header
+        rows = self._codec.decode(step.rows, header.rows, header.base_pos)
+        out = self._core.shard.run(self.cache, rows, header.base_pos)
+        first = self._core.first_wanted(header)
+        return self._codec.encode(out[first - header.base_pos :], first)
+
+    async def answer(self) -> None:
+        while (passage := await self.window.get()) is not None:
             turn = await passage.turn
-            window.answered()
-            await stream.write(pb.SessionResponse(result=self._result(passage, turn)))
+            self.window.answered()
+            await self.stream.write(pb.SessionResponse(result=self._result(passage, turn)))
 
     def _result(self, passage: Passage, turn: Turn[bytes | None]) -> pb.Result:
         header = passage.header
-        first = self.first_wanted(header)
-        rows = 0 if turn.value is None else header.base_pos + header.rows - first
+        first = self._core.first_wanted(header)
         hop = pb.Hop(
-            tier=self.info.tier,
-            provider=self.info.provider,
+            tier=self._core.info.tier,
+            provider=self._core.info.provider,
             queue_ns=turn.queue_ns,
             compute_ns=turn.compute_ns,
             total_ns=perf_counter_ns() - passage.arrived_ns,
         )
-        header.codec = self.frames.codec.wire
+        header.codec = self._codec.wire
+        header.rows = 0 if turn.value is None else header.base_pos + header.rows - first
         header.base_pos = first
-        header.rows = rows
         return pb.Result(header=header, rows=turn.value or b"", stale=turn.value is None, hops=[hop])

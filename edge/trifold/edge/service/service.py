@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections import deque
 from time import perf_counter_ns
 
 import numpy as np
@@ -10,14 +10,15 @@ import numpy as np
 from trifold.edge.service.upstream import Core, CoreStream
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.bundle.manifest import Manifest
+from trifold.shared.errors import Unavailable
 from trifold.shared.runtime.shard import Cache, Shard
+from trifold.shared.session.conversation import Conversation
 from trifold.shared.session.frames import Steps
+from trifold.shared.session.scheduler import Turn
 from trifold.shared.session.service import TierService
 from trifold.shared.session.stream import Stream, until_first
 from trifold.shared.session.table import Seat
-from trifold.shared.session.window import Passage, Window
-
-Line = asyncio.Queue[Passage | None]
+from trifold.shared.session.window import Passage
 
 
 class EdgeService(TierService):
@@ -46,87 +47,109 @@ class EdgeService(TierService):
 
     async def converse(self, stream: Stream, opening: pb.Open, seat: Seat[Cache]) -> None:
         cache = await seat.cache()
-        wanted = self.frames.steps(opening, cache.have).in_flight
+        steps = self.frames.steps(opening, cache.have)
         towards_core = pb.Open(
             session=opening.session,
             epoch=opening.epoch,
             serving_digest=opening.serving_digest,
             capacity=opening.capacity,
-            steps_in_flight=wanted,
+            steps_in_flight=steps.in_flight,
         )
         async with self._core.open(towards_core) as core:
             opened = pb.Opened(
                 have=min(cache.have, core.opened.have),
-                steps_in_flight=min(wanted, core.opened.steps_in_flight),
+                steps_in_flight=min(steps.in_flight, core.opened.steps_in_flight),
                 max_rows=min(self.frames.max_rows, core.opened.max_rows),
                 lease_ms=min(round(self.table.lease * 1000), core.opened.lease_ms),
                 tiers=[self.info, *core.opened.tiers],
             )
             await stream.write(pb.SessionResponse(opened=opened))
-            steps = self.frames.steps(opening, opened.have)
-            window = Window(opened.steps_in_flight)
-            sent: Line = asyncio.Queue()
-            await until_first(
-                core.lost(),
-                self.take(stream, steps, seat, cache, window),
-                self._forward(core, window, sent),
-                self._answer(core, stream, window, sent),
-            )
-            if seat.closed:
-                await core.close()
+            steps.limit(have=opened.have, in_flight=opened.steps_in_flight)
+            await EdgeConversation(self, core, stream, seat, cache, steps).run()
 
-    def compute(self, cache: Cache, steps: Steps, step: pb.Step) -> bytes | None:
-        if steps.stale(step):
-            return None
-        header = step.header
+
+class EdgeConversation(Conversation):
+    """A device's tokens through edge and core: rows are sent on while the engine is at the next step."""
+
+    def __init__(
+        self,
+        edge: EdgeService,
+        core: CoreStream,
+        stream: Stream,
+        seat: Seat[Cache],
+        cache: Cache,
+        steps: Steps,
+    ) -> None:
+        super().__init__(stream, seat, cache, steps, edge.scheduler)
+        self._edge = edge
+        self._core = core
+        self._codec = edge.frames.codec
+        self._to_send: deque[Passage] = deque()
+
+    async def run(self) -> None:
+        try:
+            await until_first(self._core.lost(), super().run())
+        except Unavailable:
+            # After a Close the core ends its stream, too: that is no loss.
+            if not self.seat.closed:
+                raise
+
+    def compute(self, step: pb.Step) -> bytes:
+        base_pos = step.header.base_pos
         tokens = np.array(step.tokens.ids, np.int64)
-        return self.frames.codec.encode(self.shard.run(cache, tokens, header.base_pos), header.base_pos)
+        return self._codec.encode(self._edge.shard.run(self.cache, tokens, base_pos), base_pos)
 
-    async def _forward(self, core: CoreStream, window: Window, sent: Line) -> None:
-        """Sends the rows on as they are computed, while the engine is at the next step already."""
-        seq = 0
-        while (passage := await window.get()) is not None:
+    def begun(self, passage: Passage) -> None:
+        self._to_send.append(passage)
+        if passage.turn.done():
+            self._send_on(passage.turn)
+        else:
+            passage.turn.add_done_callback(self._send_on)
+
+    async def closing(self) -> None:
+        await self._core.close()
+
+    async def answer(self) -> None:
+        while (passage := await self.window.get()) is not None:
             turn = await passage.turn
-            if turn.value is not None:
-                header = pb.Header()
-                header.CopyFrom(passage.header)
-                header.seq = seq
-                header.codec = self.frames.codec.wire
-                passage.bytes_up = core.send(pb.Step(header=header, rows=turn.value))
-                seq += 1
-            sent.put_nowait(passage)
-        sent.put_nowait(None)
-
-    async def _answer(self, core: CoreStream, stream: Stream, window: Window, sent: Line) -> None:
-        seq = 0
-        while (passage := await sent.get()) is not None:
-            turn = passage.turn.result()
             if turn.value is None:
                 passage.header.rows = 0
                 response = pb.SessionResponse(result=pb.Result(header=passage.header, stale=True))
             else:
-                response, bytes_down = await core.receive()
-                self._check(core, response.result, passage.header, seq)
-                seq += 1
+                response, bytes_down = await self._core.receive()
+                self._check(response.result, passage.header)
                 response.result.header.seq = passage.header.seq
-                response.result.hops.add(
-                    tier=self.info.tier,
-                    provider=self.info.provider,
-                    queue_ns=turn.queue_ns,
-                    compute_ns=turn.compute_ns,
-                    total_ns=perf_counter_ns() - passage.arrived_ns,
-                    bytes_up=passage.bytes_up,
-                    bytes_down=bytes_down,
-                )
-            window.answered()
-            await stream.write(response)
+                response.result.hops.append(self._hop(passage, turn, bytes_down))
+            self.window.answered()
+            await self.stream.write(response)
 
-    def _check(self, core: CoreStream, result: pb.Result, asked: pb.Header, seq: int) -> None:
+    def _send_on(self, _: object) -> None:
+        """Sends what is computed, in order: of two turns that are over, the later may be told first."""
+        while self._to_send and self._to_send[0].turn.done():
+            passage = self._to_send.popleft()
+            if passage.turn.cancelled() or passage.turn.exception():
+                return  # which is for answer() to raise
+            if (rows := passage.turn.result().value) is not None:
+                passage.bytes_up = self._core.send(passage.header, self._codec.wire, rows)
+
+    def _hop(self, passage: Passage, turn: Turn[bytes | None], bytes_down: int) -> pb.Hop:
+        return pb.Hop(
+            tier=self._edge.info.tier,
+            provider=self._edge.info.provider,
+            queue_ns=turn.queue_ns,
+            compute_ns=turn.compute_ns,
+            total_ns=perf_counter_ns() - passage.arrived_ns,
+            bytes_up=passage.bytes_up,
+            bytes_down=bytes_down,
+        )
+
+    def _check(self, result: pb.Result, asked: pb.Header) -> None:
         """Raises TrifoldError unless the core answers what it was asked."""
         header = result.header
-        first = header.base_pos if result.stale else self.first_wanted(asked)
+        first = header.base_pos if result.stale else self._edge.first_wanted(asked)
         rows = 0 if result.stale else asked.base_pos + asked.rows - first
-        if (header.seq, header.base_pos, header.rows) != (seq, first, rows):
-            raise core.nonsense(f"result {header.seq} where {seq} was expected")
-        if len(result.rows) != self.frames.codec.size(rows, first):
-            raise core.nonsense(f"{len(result.rows)} bytes for {rows} rows")
+        if (header.base_pos, header.rows) != (first, rows):
+            got = f"{header.rows} rows at position {header.base_pos}"
+            raise self._core.nonsense(f"{got} where {rows} at {first} were expected")
+        if len(result.rows) != self._codec.size(rows, first):
+            raise self._core.nonsense(f"{len(result.rows)} bytes for {rows} rows")

@@ -74,8 +74,8 @@ class Core:
 class CoreStream:
     """One session's stream to the core.
 
-    Its methods raise what ended it: what the core answered, or Unavailable when it was lost. Reading and
-    writing have tasks of their own, because grpc.aio cancels a call when somebody gives up waiting for them.
+    Its methods raise what ended it: what the core answered, or Unavailable when it was lost.
+    Whoever gives up waiting in receive() ends the call, as grpc.aio has it.
     """
 
     def __init__(self, core: Core, call: Call) -> None:
@@ -83,19 +83,19 @@ class CoreStream:
         self._core = core
         self._call = call
         self._ending = Ending(call, core.name)
-        # Neither is longer than the steps in flight, but for Open and Close.
-        self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
-        self._inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._unanswered = 0
+        self._responses = aiter(call)
+        self._sent = 0
+        self._received = 0
         self._progress = 0.0
-        self._reading = asyncio.create_task(self._read())
+        # No longer than the steps in flight.
+        self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
         self._writing = asyncio.create_task(self._write())
 
     async def open(self, opening: pb.Open) -> None:
+        self._put(pb.SessionRequest(open=opening))
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
-                self._send(pb.SessionRequest(open=opening))
-                response, _ = await self._next()
+                response, _ = await self._read()
         except TimeoutError:
             hint = "is `trifold cloud serve` running?"
             raise Unavailable(f"{self._core.name} is not there: {hint}", retry_after=1.0) from None
@@ -103,70 +103,71 @@ class CoreStream:
             raise self.nonsense("no Opened")
         self.opened = response.opened
 
-    def send(self, step: pb.Step) -> int:
-        """Sends a step, and returns the bytes of its message."""
-        if self._unanswered == 0:
+    def send(self, asked: pb.Header, codec: pb.Codec.ValueType, rows: bytes) -> int:
+        """Sends the rows of a device's step on, and returns the bytes of the message."""
+        if self._sent == self._received:
             self._progress = monotonic()
-        self._unanswered += 1
-        return self._send(pb.SessionRequest(step=step))
+        request = pb.SessionRequest(step=pb.Step(header=asked, rows=rows))
+        request.step.header.seq = self._sent
+        request.step.header.codec = codec
+        self._sent += 1
+        return self._put(request)
 
     async def receive(self) -> tuple[pb.SessionResponse, int]:
         """The next result and the bytes of its message."""
-        response, size = await self._next()
-        if response.WhichOneof("kind") != "result":
-            raise self.nonsense("no result")
-        self._unanswered -= 1
+        response, size = await self._read()
+        if response.WhichOneof("kind") != "result" or response.result.header.seq != self._received:
+            raise self.nonsense(f"something else than result {self._received}")
+        self._received += 1
         self._progress = monotonic()
         return response, size
 
     async def lost(self) -> Never:
         """Waits until the stream ends, and raises why; DeadlineExceeded when the core has fallen silent."""
         patience = self._core.timeout
-        while not self._reading.done():
-            await asyncio.wait([self._reading], timeout=patience / 4)
-            if self._unanswered and monotonic() - self._progress > patience:
+        ended = asyncio.ensure_future(self._call.code())
+        while not ended.done():
+            await asyncio.wait([ended], timeout=patience / 4)
+            if self._sent > self._received and monotonic() - self._progress > patience:
                 raise DeadlineExceeded(f"{self._core.name} sent no result for {patience:g} s")
         raise await self._ending.error()
 
     async def close(self) -> None:
         """Tells the core that the session is over, and waits a moment until it has heard."""
-        self._send(pb.SessionRequest(close=pb.Close()))
-        await asyncio.wait([self._reading], timeout=_GOODBYE_SECONDS)
+        self._put(pb.SessionRequest(close=pb.Close()))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                await self._call.code()
 
     async def end(self) -> None:
         """Ends the call, if it has not ended."""
         self._call.cancel()
         self._writing.cancel()
-        await asyncio.gather(self._reading, self._writing, return_exceptions=True)
+        await asyncio.gather(self._writing, return_exceptions=True)
 
     def nonsense(self, what: str) -> TrifoldError:
         return nonsense(self._core.name, what)
 
-    def _send(self, request: pb.SessionRequest) -> int:
+    def _put(self, request: pb.SessionRequest) -> int:
         data = request.SerializeToString()
         self._outbox.put_nowait(data)
         return len(data)
 
-    async def _next(self) -> tuple[pb.SessionResponse, int]:
-        data = await self._inbox.get()
-        if data is None:
-            raise await self._ending.error()
+    async def _write(self) -> None:
+        # Why a call takes no more is what reading it tells.
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while True:
+                await self._call.write(await self._outbox.get())
+
+    async def _read(self) -> tuple[pb.SessionResponse, int]:
+        try:
+            data = await anext(self._responses)
+        except (grpc.aio.AioRpcError, StopAsyncIteration):
+            raise await self._ending.error() from None
         try:
             return pb.SessionResponse.FromString(data), len(data)
         except DecodeError:
             raise self.nonsense("a message that is not a SessionResponse") from None
-
-    async def _read(self) -> None:
-        with suppress(grpc.aio.AioRpcError):
-            async for data in self._call:
-                self._inbox.put_nowait(data)
-        self._inbox.put_nowait(None)
-
-    async def _write(self) -> None:
-        # What ended a call that takes no more is what reading it tells.
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            while True:
-                await self._call.write(await self._outbox.get())
 
 
 def nonsense(name: str, what: str) -> TrifoldError:

@@ -6,13 +6,14 @@ import hashlib
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from pydantic import ValidationError
 
-from trifold.shared.bundle.manifest import FileEntry, Manifest, Tier
-from trifold.shared.errors import DamagedFile
+from trifold.shared.bundle.manifest import TIERS, FileEntry, Manifest, Tier
+from trifold.shared.errors import ConfigError, DamagedFile
 
 MANIFEST: Final = "manifest.json"
 
@@ -38,15 +39,22 @@ class TierFolder:
     def open(cls, path: Path, tier: Tier) -> TierFolder:
         """Open `path`, the root of a bundle or the folder of this tier.
 
-        Raises DamagedFile naming the file that is missing, linked, of a wrong size or not what it should be.
+        Raises DamagedFile naming the file that is missing, linked, of a wrong size or not what it should be,
+        and ConfigError when this is another tier's folder.
         """
         own = path / tier if (path / tier / MANIFEST).exists() else path
         manifest = _manifest(own / MANIFEST)
         if tier not in manifest.serving.files:
             raise DamagedFile(f"{own / MANIFEST}: lists no files for the tier {tier}")
         folder = cls(own, tier, manifest)
-        for name, entry in folder.files.items():
-            os.close(folder._open(name, entry))
+        try:
+            folder._check()
+        except DamagedFile:
+            if other := folder._holder():
+                raise ConfigError(
+                    f"{own}: this is the {other}'s part; the {tier} needs the folder {tier} of the bundle"
+                ) from None
+            raise
         return folder
 
     def __contains__(self, name: str) -> bool:
@@ -62,6 +70,20 @@ class TierFolder:
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise DamagedFile(f"{self.path / name}: the contents are not those of the manifest; {_REMEDY}")
         return data
+
+    def _check(self) -> None:
+        """Raises DamagedFile naming the file that is missing, linked, or of a wrong size."""
+        for name, entry in self.files.items():
+            os.close(self._open(name, entry))
+
+    def _holder(self) -> Tier | None:
+        """The tier whose files lie here, by their sizes."""
+        for tier in TIERS:
+            if tier in self.manifest.serving.files:
+                with suppress(DamagedFile):
+                    TierFolder(self.path, tier, self.manifest)._check()
+                    return tier
+        return None
 
     def _open(self, name: str, entry: FileEntry) -> int:
         """A descriptor of a regular file of the right size, right here: no link leads elsewhere."""

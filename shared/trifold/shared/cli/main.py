@@ -11,6 +11,7 @@ from typing import Annotated, Any, Never
 
 import typer
 
+from trifold.shared.cli.version import version
 from trifold.shared.errors import ConfigError, TrifoldError
 
 
@@ -46,7 +47,16 @@ def _build(arguments: list[str]) -> typer.Typer:
     return app
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
 def _trifold(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="As `trifold version`.", callback=_show_version, is_eager=True)
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")
     ] = False,

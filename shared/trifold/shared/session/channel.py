@@ -10,13 +10,18 @@ MESSAGE_BYTES: Final = 4 * 1024 * 1024
 """The largest message of the wire, in either direction."""
 
 _KEEPALIVE_MS: Final = 10_000
-"""A connection is probed this often, so that a peer that has vanished is noticed within two such times."""
+"""A connection is probed this often where nothing arrives, …"""
+
+_PING_MS: Final = 20_000
+"""… and given up after this long without an answer, which on a slow link waits behind whole messages."""
 
 _COMMON: Final[list[tuple[str, int]]] = [
     ("grpc.max_send_message_length", MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS // 2),
+    ("grpc.keepalive_timeout_ms", _PING_MS),
+    # gRPC 1.81 never starts the timer of the line above (chttp2's writing.cc) and gives every ping a minute.
+    ("grpc.http2.ping_timeout_ms", _PING_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # A reader that stalls makes its peer buffer one window: a fixed one, where probing would let it grow to

@@ -91,6 +91,11 @@ class Steps:
         self._seq = 0
         self._end = have
 
+    def limit(self, *, have: int, in_flight: int) -> None:
+        """Lowers what was granted to what the tiers behind this one grant as well."""
+        self._end = min(self._end, have)
+        self.in_flight = min(self.in_flight, in_flight)
+
     def stale(self, step: pb.Step) -> bool:
         """Whether the branch of the step has been given up, by a later step perhaps."""
         return step.header.branch < self.branch

@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, TypeVar
 T = TypeVar("T")
 
 _BRIEF_NS: Final = 3_000_000
-"""What the event loop can do without for a while: shorter turns are not worth two changes of threads."""
+"""For so long the event loop may be kept from everything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Turn(Generic[T]):
 class TurnScheduler:
     """Runs work on one engine thread, round robin over keys: a long prompt delays others by a step, no more.
 
-    Small steps of one who is alone are computed in the event loop, as long as they are brief: two changes of
-    threads would be most of the time that a token takes on loopback.
+    Small work of one who is alone is done in the event loop, as long as it is brief: two changes of threads
+    are a good part of what a token costs on loopback. Nobody else waits for it, but for that moment.
     This is the place where steps of several sessions would become one batch.
     """
 
@@ -48,7 +48,7 @@ class TurnScheduler:
     def run(self, key: Hashable, work: Callable[[], T], *, small: bool = False) -> asyncio.Future[Turn[T]]:
         """Puts work in the line of `key`; the future has its turn, or the exception it raised.
 
-        `small` says that the work is about as much as other small work.
+        `small` marks work that all takes about as long, such as a step of one row.
         """
         job = _Job(work, small, asyncio.get_running_loop())
         with self._changed:

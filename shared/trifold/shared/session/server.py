@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import logging
 import signal
@@ -106,6 +107,9 @@ async def serve(service: TierService, listen: str, *, grace: float) -> None:
     for number in _SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, None)
     await server.start(listen)
+    # What is loaded now stays: a collection of garbage that looked through all of it would hold up a token.
+    gc.collect()
+    gc.freeze()
     tier, digest = service.info.tier, service.frames.digest[:12]
     print(f"trifold {tier} ready on {server.address} with bundle {digest}", flush=True)
     await signals.get()

@@ -1,23 +1,18 @@
-"""What the services of edge and cloud have in common: sessions opened, seated, heard and described."""
+"""What the services of edge and cloud have in common: sessions opened, seated and described."""
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
-from functools import partial
 from importlib.metadata import version
-from time import perf_counter_ns
 from typing import ClassVar, Literal
 
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.bundle.manifest import Manifest
-from trifold.shared.errors import InvalidRequest
 from trifold.shared.runtime.shard import Cache, Shard
-from trifold.shared.session.frames import MOST_STEPS_IN_FLIGHT, Frames, Steps
+from trifold.shared.session.frames import MOST_STEPS_IN_FLIGHT, Frames
 from trifold.shared.session.scheduler import TurnScheduler
 from trifold.shared.session.stream import Stream, until_first
 from trifold.shared.session.table import Seat, SessionTable
-from trifold.shared.session.window import Passage, Window
 
 
 class TierService(ABC):
@@ -69,30 +64,6 @@ class TierService(ABC):
     @abstractmethod
     async def converse(self, stream: Stream, opening: pb.Open, seat: Seat[Cache]) -> None:
         """Answers Open and the steps after it, until the caller closes or leaves."""
-
-    @abstractmethod
-    def compute(self, cache: Cache, steps: Steps, step: pb.Step) -> bytes | None:
-        """On the engine's thread: the rows for the next tier, encoded; None for a stale step."""
-
-    async def take(
-        self, stream: Stream, steps: Steps, seat: Seat[Cache], cache: Cache, window: Window
-    ) -> None:
-        """Checks the steps that come and gives each its turn, until the caller closes the session."""
-        while (request := await stream.read()) is not None:
-            arrived_ns = perf_counter_ns()
-            kind = request.WhichOneof("kind")
-            if kind == "close":
-                seat.closed = True
-                return
-            if kind != "step":
-                raise InvalidRequest(f"{kind or 'nothing'} where a Step or Close is expected")
-            steps.check(request.step)
-            work = partial(self.compute, cache, steps, request.step)
-            turn = self.scheduler.run(seat, work, small=request.step.header.rows == 1)
-            window.put(Passage(request.step.header, turn, arrived_ns))
-        window.finish()
-        # The caller has said all: whoever answers the last step ends the conversation.
-        await asyncio.get_running_loop().create_future()
 
     def first_wanted(self, header: pb.Header) -> int:
         """The first position whose row the device needs: all of them when its shard has attention layers."""

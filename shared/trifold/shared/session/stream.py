@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any, Final
 
 import grpc.aio
@@ -57,7 +58,7 @@ def _lost() -> Unavailable:
     return Unavailable("the caller of the stream was lost")
 
 
-async def until_first(*awaitables: asyncio.Future[Any] | Any) -> None:
+async def until_first(*awaitables: Awaitable[Any]) -> None:
     """Runs them side by side until the first ends, cancels the others, and raises its error."""
     tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     try:

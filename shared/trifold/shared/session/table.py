@@ -38,8 +38,6 @@ class Cache(Protocol):
 
 
 C = TypeVar("C", bound=Cache)
-
-
 C_co = TypeVar("C_co", bound=Cache, covariant=True)
 
 

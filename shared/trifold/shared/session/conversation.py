@@ -1,0 +1,73 @@
+"""One stream between Opened and its end: steps taken in, computed in turn, and answered in order."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from functools import partial
+from time import perf_counter_ns
+
+from trifold.proto.v1 import session_pb2 as pb
+from trifold.shared.errors import InvalidRequest
+from trifold.shared.runtime.shard import Cache
+from trifold.shared.session.frames import Steps
+from trifold.shared.session.scheduler import TurnScheduler
+from trifold.shared.session.stream import Stream, until_first
+from trifold.shared.session.table import Seat
+from trifold.shared.session.window import Passage, Window
+
+
+class Conversation(ABC):
+    """What the streams of both tiers have in common; a tier says how it computes and answers."""
+
+    def __init__(
+        self, stream: Stream, seat: Seat[Cache], cache: Cache, steps: Steps, scheduler: TurnScheduler
+    ) -> None:
+        self.stream = stream
+        self.seat = seat
+        self.cache = cache
+        self.steps = steps
+        self.window = Window(steps.in_flight)
+        self._scheduler = scheduler
+
+    async def run(self) -> None:
+        """Goes on until the caller closes or leaves. Raises what is wrong with a step, or with this tier."""
+        await until_first(self._take(), self.answer())
+
+    @abstractmethod
+    def compute(self, step: pb.Step) -> bytes:
+        """On the engine: the rows for the next tier, encoded."""
+
+    @abstractmethod
+    async def answer(self) -> None:
+        """Answers the passages of the window, until there will be no more."""
+
+    def begun(self, passage: Passage) -> None:  # noqa: B027 - nothing to do in the last tier
+        """Called when a passage has got its place at the engine."""
+
+    async def closing(self) -> None:  # noqa: B027
+        """Called when the caller has closed the session, before anything is given up."""
+
+    async def _take(self) -> None:
+        while (request := await self.stream.read()) is not None:
+            arrived_ns = perf_counter_ns()
+            kind = request.WhichOneof("kind")
+            if kind == "close":
+                self.seat.closed = True
+                await self.closing()
+                return
+            if kind != "step":
+                raise InvalidRequest(f"{kind or 'nothing'} where a Step or Close is expected")
+            step = request.step
+            self.steps.check(step)
+            turn = self._scheduler.run(self.seat, partial(self._compute, step), small=step.header.rows == 1)
+            passage = Passage(step.header, turn, arrived_ns)
+            self.window.put(passage)
+            self.begun(passage)
+        self.window.finish()
+        # The caller has said all: whoever answers the last step ends the conversation.
+        await asyncio.get_running_loop().create_future()
+
+    def _compute(self, step: pb.Step) -> bytes | None:
+        """None for a step that has become stale while it waited."""
+        return None if self.steps.stale(step) else self.compute(step)

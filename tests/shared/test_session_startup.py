@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.config import CloudSettings
+from trifold.shared.errors import NotExact
+from trifold.shared.runtime.shard import Shard
+from trifold.shared.session.startup import load_tier
+
+
+@pytest.fixture
+def inexact_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine whose self-test fails."""
+    load = Shard.load
+
+    def fail(folder: TierFolder, *, threads: int = 0) -> Shard:
+        shard = load(folder, threads=threads)
+        shard.exact = False
+        return shard
+
+    monkeypatch.setattr(Shard, "load", fail)
+
+
+def test_a_tier_is_loaded_and_tells_how_far_it_is(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest, shard = load_tier(CloudSettings(bundle=bundle), "cloud")
+    assert shard.tier == "cloud"
+    assert manifest.serving_digest
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "loading the cloud shard" in said.err
+    assert f"exact, {shard.fingerprint}" in said.err
+
+
+@pytest.mark.usefixtures("inexact_engine")
+def test_an_engine_that_fails_the_self_test_does_not_serve_unless_that_is_allowed(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(NotExact, match="--inexact"):
+        load_tier(CloudSettings(bundle=bundle), "cloud")
+    _, shard = load_tier(CloudSettings(bundle=bundle, inexact=True), "cloud")
+    assert not shard.exact
+    assert "NOT EXACT" in capsys.readouterr().err
