@@ -8,16 +8,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
+from trifold.device import Chunk, Trace
+from trifold.device.client.trace import LinkUse, TierTime
 from trifold.device.demo.service_process import ServiceProcess
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SDK = (ROOT / "docs" / "sdk.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> Iterator[str]:
-    return (match[1] for match in re.finditer(rf"^```{language}\n(.*?)^```", README, re.M | re.S))
+def blocks(language: str, page: str = README) -> Iterator[str]:
+    return (match[1] for match in re.finditer(rf"^```{language}\n(.*?)^```", page, re.M | re.S))
 
 
 def trifold(*arguments: str, cwd: Path) -> str:
@@ -27,7 +33,9 @@ def trifold(*arguments: str, cwd: Path) -> str:
     return done.stdout
 
 
-def test_the_commands_and_the_program_of_the_readme_work_in_their_order(tmp_path: Path) -> None:
+def test_the_commands_and_programs_of_the_readme_and_the_sdk_page_work_in_order(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "models").symlink_to(ROOT / "models")
     commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
     with ExitStack() as services:
@@ -37,7 +45,7 @@ def test_the_commands_and_the_program_of_the_readme_work_in_their_order(tmp_path
                 services.enter_context(ServiceProcess(arguments[:-1], cwd=tmp_path))
             else:
                 assert trifold(*arguments, cwd=tmp_path)
-        for program in blocks("python"):
+        for program in [*blocks("python"), *blocks("python", SDK)]:
             done = subprocess.run(
                 [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
             )
@@ -48,6 +56,13 @@ def test_the_commands_and_the_program_of_the_readme_work_in_their_order(tmp_path
 def test_the_readme_has_something_to_execute() -> None:
     assert len(list(blocks("sh"))) >= 3
     assert len(list(blocks("python"))) >= 1
+    assert len(list(blocks("python", SDK))) >= 5
+
+
+@pytest.mark.parametrize("of", [Chunk, Trace, TierTime, LinkUse])
+def test_the_page_of_the_sdk_names_every_field(of: type[Chunk | Trace | TierTime | LinkUse]) -> None:
+    missing = [field.name for field in fields(of) if f"`{field.name}`" not in SDK]
+    assert not missing
 
 
 def test_the_make_targets_that_are_named_exist() -> None:

@@ -288,7 +288,7 @@ def test_a_plan_that_does_not_fit_its_tiers_is_printed_and_fails(tiers: Path, tm
     for format_ in ((), ("--json",)):
         result = run(tmp_path, "--tiers", str(tiers), *format_)
         assert result.exit_code == 1
-        assert "The cloud's part needs 486.00 GB, and it has 80.00 GB." in " ".join(result.stdout.split())
+        assert "The edge's part needs 152.01 GB, and it has 24.00 GB." in " ".join(result.stdout.split())
 
 
 def test_small_sizes_and_fast_tiers_are_printed_in_fitting_units(tiers: Path, tmp_path: Path) -> None:
@@ -327,9 +327,14 @@ def test_a_context_above_the_positions_of_the_model_is_refused_and_the_default_i
 
 
 def test_shares_that_whole_layers_cannot_reach_are_told_in_one_line() -> None:
-    (line,) = plan(LLAMA, ratio=(0, 0, 100), by="params").advice + plan(LLAMA).advice
-    assert line.startswith("Whole layers come no nearer to the ratio: ")
-    assert plan(LLAMA, cuts=Cuts(edge=0, cloud=1)).advice == ()
+    few = LLAMA.model_copy(update={"layers": LLAMA.layers[:2]})
+    (line,) = plan(few, ratio=(80, 10, 10)).advice
+    assert line == (
+        "Whole layers come no nearer to the ratio: "
+        "cloud 29 % instead of 80 %, edge 35 % instead of 10 %, device 35 % instead of 10 %."
+    )
+    assert plan(few, cuts=Cuts(edge=0, cloud=2)).advice == ()
+    assert plan(LLAMA, ratio=(80, 10, 10)).advice == ()
 
 
 def test_given_cuts_are_planned_whatever_the_ratio(tmp_path: Path) -> None:

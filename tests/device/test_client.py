@@ -175,6 +175,9 @@ async def test_what_cannot_work_is_refused_before_anything_is_sent(bundle: Path,
             client.generate(PROMPT, max_tokens=0)
         with pytest.raises(errors.InvalidRequest, match="temperature is -1"):
             client.generate(PROMPT, temperature=-1)
+        for parameter in ("max_tokens", "temperature", "top_k", "top_p", "seed"):
+            with pytest.raises(errors.InvalidRequest, match=f"{parameter} is 'hot': it must be a "):
+                client.generate(PROMPT, **{parameter: "hot"})  # type: ignore[arg-type]
         with pytest.raises(errors.InvalidRequest, match="stop string is empty"):
             client.generate(PROMPT, stop=["x", ""])
         (tmp_path / "taken").touch()
@@ -190,6 +193,57 @@ async def test_an_edge_that_is_not_there_fails_at_once_and_is_asked_for_by_addre
         with pytest.raises(errors.Unavailable, match=NOBODY):
             await client.describe()
     assert time.monotonic() - began < 30
+
+
+async def test_a_core_in_place_of_an_edge_is_called_what_it_is(bundle: Path) -> None:
+    async with running_core(bundle) as core, AsyncClient(core.address, bundle=bundle) as client:
+        with pytest.raises(errors.ConfigError, match=f"{core.address}.*: a Trifold cloud.* not an edge"):
+            await anext(client.generate(PROMPT))
+        with pytest.raises(errors.ConfigError, match="not an edge"):
+            await client.describe()
+
+
+async def test_a_loss_is_logged_once_and_so_is_its_end(
+    edge: RunningEdge, bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "trifold.device")
+    async with Proxy(edge.address) as proxy, AsyncClient(proxy.address, bundle=bundle) as client:
+        generation = client.generate(PROMPT, max_tokens=20, eos=())
+        await anext(generation)
+        await proxy.cut()
+        assert [chunk async for chunk in generation][-1].finish_reason == "length"
+    lost, resumed = [record for record in caplog.records if record.name == "trifold.device.client.link"]
+    assert (lost.levelname, resumed.levelname) == ("WARNING", "INFO")
+    assert lost.getMessage().startswith(f"lost the edge at {proxy.address}: trying for 30 s")
+    assert resumed.getMessage().startswith("resumed after ")
+
+
+async def test_a_closed_client_says_so(bundle: Path, tmp_path: Path) -> None:
+    async with AsyncClient(NOBODY, bundle=bundle) as client:
+        pass
+    with pytest.raises(errors.InvalidRequest, match="the client is closed"):
+        client.generate(PROMPT)
+    with pytest.raises(errors.InvalidRequest, match="the client is closed"):
+        client.resume(tmp_path / "journal")
+    with pytest.raises(errors.InvalidRequest, match="the client is closed"):
+        await client.describe()
+    await client.aclose()
+
+
+def test_a_closed_client_without_an_event_loop_says_so(bundle: Path) -> None:
+    with Client(NOBODY, bundle=bundle) as client:
+        generation = client.generate(PROMPT)
+    uses: list[Callable[[], object]] = [
+        lambda: client.generate(PROMPT),
+        lambda: next(generation),
+        client.describe,
+    ]
+    for use in uses:
+        with pytest.raises(errors.InvalidRequest, match="the client is closed"):
+            use()
+    generation.cancel()
+    generation.close()
+    client.close()
 
 
 async def test_a_core_that_is_not_there_is_named(bundle: Path) -> None:
@@ -226,7 +280,7 @@ async def test_another_bundle_at_the_edge_is_refused_with_both_digests(
 async def test_a_journal_of_another_bundle_is_refused_with_both_digests(
     client: AsyncClient, edge: RunningEdge, attending_bundle: Path, tmp_path: Path
 ) -> None:
-    journal = tmp_path / "journal"
+    journal = str(tmp_path / "journal")
     async with client.generate(PROMPT, journal=journal) as generation:
         await anext(generation)
     async with AsyncClient(edge.address, bundle=attending_bundle) as other:

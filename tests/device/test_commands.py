@@ -93,12 +93,16 @@ def test_json_is_one_object_a_chunk_and_holds_the_trace_when_asked_for(device: l
     assert all(link["bytes_up"] and link["bytes_down"] for link in trace["links"])
 
 
-def test_traces_go_to_stderr_a_line_for_each_token(device: list[str]) -> None:
+def test_traces_follow_the_text_on_stderr_as_waterfalls(device: list[str]) -> None:
     ended = trifold("generate", *device, "--prompt", "Once", "--max-tokens", "5", "--trace")
-    lines = ended.stderr.splitlines()
-    assert len(lines) == 5
-    assert all(line.startswith(f"position {4 + number}: ") for number, line in enumerate(lines))
-    assert "edge-cloud" in lines[0]
+    first, mean = ended.stderr.split("Every other token")
+    assert "The first token, after 4 tokens: " in first
+    assert mean.startswith(", mean of 4: ")
+    assert "edge-cloud" in first
+    assert "edge-cloud" in mean
+    single = trifold("generate", *device, "--prompt", "Once", "--max-tokens", "1", "--trace")
+    assert "The first token" in single.stderr
+    assert "Every other token" not in single.stderr
 
 
 def test_settings_come_from_variables_and_a_file_too(
@@ -119,7 +123,8 @@ def test_settings_come_from_variables_and_a_file_too(
         (["--temperature", "-1"], errors.InvalidRequest, "temperature is -1"),
         (["--max-tokens", "1000"], errors.PromptTooLong, "256 positions"),
         (["--edge", "nowhere"], errors.ConfigError, "HOST:PORT"),
-        (["--resume", "/nowhere"], errors.InvalidRequest, "--resume"),
+        (["--resume", "/nowhere"], errors.InvalidRequest, "leave out --prompt"),
+        (["--prompt", ""], errors.InvalidRequest, "give --prompt TEXT"),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(
@@ -148,6 +153,43 @@ def test_a_killed_generation_is_resumed_from_its_journal(
     assert whole.encode().startswith(shown)
     for _ in range(2):  # what has ended is shown again
         assert trifold("generate", *device, "--resume", journal).stdout == whole
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--max-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--stop", "--journal", "--prompt"],
+)
+def test_what_a_journal_has_settled_is_refused_by_flag(flag: str) -> None:
+    ended = trifold("generate", "--resume", "/nowhere", flag, "1")
+    assert ended.returncode == errors.InvalidRequest.exit_code
+    assert f"leave out {flag}\n" in ended.stderr
+
+
+def test_an_interrupt_at_the_prompt_ends_it_at_once(device: list[str]) -> None:
+    near, far = pty.openpty()
+    command = [*TRIFOLD, "generate", *device]
+    with subprocess.Popen(command, stdin=far, stdout=far, stderr=far, start_new_session=True) as running:
+        os.close(far)
+        read_until(near, b"ends it.")
+        time.sleep(0.2)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(20) == errors.Cancelled.exit_code
+    os.close(near)
+
+
+def test_a_loss_is_told_in_one_line(tiers: Processes, device: list[str]) -> None:
+    command = [*TRIFOLD, "generate", *device, "--prompt", "Once", "--max-tokens", "250"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout
+        assert running.stderr
+        assert running.stdout.read(5)
+        tiers.kill("edge")
+        tiers.start("edge")
+        running.stdout.read()
+        told = running.stderr.read().decode()
+    assert running.returncode == 0
+    assert told.startswith(f"trifold: lost the edge at {tiers.edge}: trying for 30 s")
+    assert told.count("\n") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

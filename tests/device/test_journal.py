@@ -125,6 +125,15 @@ def test_a_journal_without_a_request_says_that_nothing_had_begun(tmp_path: Path,
         Journal.open(path)
 
 
+@pytest.mark.parametrize("content", [b"Dear diary", b"Dear\ndiary\n", b'{"token":1}\n', b"\x00\xff\n"])
+def test_a_file_that_is_no_journal_is_called_so_and_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(DamagedFile, match=r"notes.txt is not a journal of Trifold"):
+        Journal.open(path)
+    assert path.read_bytes() == content
+
+
 def test_a_journal_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DamagedFile, match="nowhere"):
         Journal.open(tmp_path / "nowhere")

@@ -1,11 +1,16 @@
-"""The waterfall of the demo."""
+"""The waterfall of a generation."""
 
 from __future__ import annotations
 
-import pytest
+import io
 
+import pytest
+from rich.console import Console
+
+from trifold.device.client.generation import Chunk
 from trifold.device.client.trace import LinkUse, TierTime, Trace
-from trifold.device.demo.waterfall import Waterfall
+from trifold.device.commands.waterfall import Waterfall
+from trifold.device.demo.completion import Completion
 
 
 def trace(scale: int) -> Trace:
@@ -45,3 +50,21 @@ def test_the_bars_of_a_waterfall_follow_each_other_and_fill_its_width() -> None:
     ends = [len(bar.replace("[yellow]", "").replace("[cyan]", "").replace("[/]", "")) for bar in bars]
     assert ends[-1] == 40
     assert ends == sorted(ends)
+
+
+def test_a_single_token_has_neither_a_mean_of_others_nor_a_rate() -> None:
+    completion = Completion("x", [Chunk("", (0,), "stop", trace(1))], 2.0)
+    report = completion.as_dict()
+    assert report["first_token"]["tokens"] == 1
+    assert (report["token"], report["tokens_per_second"]) == (None, None)
+    shown = io.StringIO()
+    completion.print(Console(file=shown))
+    assert "1 token; the model stopped" in shown.getvalue()
+    assert "Every other token" not in shown.getvalue()
+
+
+def test_a_completion_tells_its_rate_and_the_mean_of_all_but_the_first_token() -> None:
+    completion = Completion("x", [Chunk("a", (1,), None, trace(n)) for n in (9, 1, 3)], 2.0)
+    report = completion.as_dict()
+    assert report["tokens_per_second"] == 1.5
+    assert (report["token"]["tokens"], report["token"]["milliseconds"]) == (2, pytest.approx(2.0))

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
-from trifold.shared.config import SETTINGS, CloudSettings, DeviceSettings, EdgeSettings, table
+from trifold.shared.config import SETTINGS, CloudSettings, DeviceSettings, EdgeSettings
 from trifold.shared.errors import ConfigError
 
 
@@ -139,10 +138,3 @@ def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:
         CloudSettings.load(tmp_path / "nowhere.toml")
     with pytest.raises(ConfigError, match=r"bad.toml is not TOML: .*line 1"):
         CloudSettings.load(write("listen = ?", "bad.toml"))
-
-
-def test_the_committed_table_of_settings_is_current() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
-    committed = re.search(r"<!-- settings -->\n(.*?)<!-- /settings -->", page, re.DOTALL)
-    assert committed
-    assert committed[1] == table(), "run `python -m trifold.shared.config docs/configuration.md`"

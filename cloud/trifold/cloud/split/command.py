@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +12,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trifold.cloud.split import figures
 from trifold.cloud.split import split as splitter
-from trifold.cloud.split.command_plan import parse_ratio
+from trifold.cloud.split.cuts import parse_cuts, parse_ratio
 from trifold.cloud.split.plan import Measure, plan
-from trifold.shared.bundle.manifest import TIERS, CodecName, Cuts, Manifest, Quantization
-from trifold.shared.errors import InvalidRequest
+from trifold.shared.bundle.manifest import TIERS, CodecName, FileEntry, Manifest, Quantization
 from trifold.shared.model.checkpoint import Checkpoint
 
 
@@ -28,33 +30,48 @@ def split(
     cuts: Annotated[
         str, typer.Option(help="Cut before these two layers, such as 2/10, whatever the ratio.")
     ] = "",
-    train: Annotated[bool, typer.Option("--train", help="Write each tier's float weights too.")] = False,
+    train: Annotated[
+        bool,
+        typer.Option(
+            "--train", help="Write each tier's float weights beside its shard, for federated fine-tuning."
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Split a model into a bundle: one folder for each tier, under one serving digest."""
     model = Checkpoint.open(checkpoint)
-    if cuts:
-        where = _cuts(cuts)
-    else:
-        where = plan(model.spec, ratio=parse_ratio(ratio), by=by, quantization=quant, codec=codec).cuts
-    console = Console(stderr=True)
+    planned = plan(
+        model.spec,
+        ratio=parse_ratio(ratio),
+        cuts=parse_cuts(cuts),
+        by=by,
+        quantization=quant,
+        codec=codec,
+    )
     began = time.monotonic()
-    with Progress(
+    bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TimeRemainingColumn(),
-        console=console,
-    ) as bar:
-        task = bar.add_task("splitting", total=None)
+        console=Console(stderr=True),
+    )
+    task = bar.add_task("splitting", total=None)
+    with ExitStack() as shown:
+
+        def advance(done: int, total: int) -> None:
+            if not bar.live.is_started:
+                shown.enter_context(bar)  # not before: what is refused at once has no use for a bar
+            bar.update(task, completed=done, total=total)
+
         manifest = splitter.split(
             model,
-            where,
+            planned.cuts,
             out,
             quantization=quant,
             codec=codec,
             train=train,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=advance,
         )
     if json:
         typer.echo(manifest.model_dump_json(indent=2))
@@ -62,20 +79,15 @@ def split(
         _report(manifest, out, time.monotonic() - began)
 
 
-def _cuts(text: str) -> Cuts:
-    """ "2/10" as cuts. Raises InvalidRequest for anything else."""
-    try:
-        edge, cloud = (int(part) for part in text.split("/"))
-        return Cuts(edge=edge, cloud=cloud)
-    except ValueError as error:
-        raise InvalidRequest(f"--cuts {text!r} is not two layer numbers such as 2/10") from error
-
-
 def _report(manifest: Manifest, out: Path, seconds: float) -> None:
     serving = manifest.serving
     for tier in TIERS:
-        span = serving.cuts.layers(tier, len(serving.spec.layers))
-        size = sum(entry.size for entry in serving.files[tier].values())
-        layers = f"layers {span[0]} to {span[-1]}" if span else "no layers"
-        typer.echo(f"{out / tier}: {size / 1e6:.1f} MB, {layers}")
-    typer.echo(f"serving digest {manifest.serving_digest} in {seconds:.1f} s")
+        holds = figures.contents(tier, serving.cuts.layers(tier, len(serving.spec.layers)))
+        typer.echo(f"{out / tier}: {_size(serving.files[tier])}, {holds}")
+        if tier in manifest.training:
+            typer.echo(f"  for training: {_size(manifest.training[tier])}")
+    typer.echo(f"serving digest {manifest.serving_digest[:12]} in {seconds:.1f} s")
+
+
+def _size(files: Mapping[str, FileEntry]) -> str:
+    return figures.size(sum(entry.size for entry in files.values()))

@@ -6,9 +6,39 @@ from collections.abc import Sequence
 from itertools import accumulate, combinations
 
 from trifold.shared.bundle.manifest import Cuts
+from trifold.shared.errors import InvalidRequest
 
 Shares = tuple[float, float, float]
 """Of cloud, edge and device, in percent."""
+
+
+def parse_ratio(text: str) -> Shares:
+    """ "70/20/10" as numbers. Raises InvalidRequest for anything else."""
+    try:
+        cloud, edge, device = (float(part) for part in text.split("/"))
+    except ValueError as error:
+        raise InvalidRequest(f"--ratio {text!r} is not three numbers such as 70/20/10") from error
+    return cloud, edge, device
+
+
+def parse_cuts(text: str) -> Cuts | None:
+    """ "2/10" as cuts, "" as None. Raises InvalidRequest for anything else."""
+    if not text:
+        return None
+    try:
+        edge, cloud = (int(part) for part in text.split("/"))
+        return Cuts(edge=edge, cloud=cloud)
+    except ValueError as error:
+        raise InvalidRequest(f"--cuts {text!r} is not two layer numbers such as 2/10") from error
+
+
+def check_cuts(cuts: Cuts, layers: int) -> None:
+    """Raises InvalidRequest for cuts that a model of so many layers does not have, or that leave no core."""
+    if not cuts.edge < cuts.cloud <= layers:
+        raise InvalidRequest(
+            f"cuts before layers {cuts.edge} and {cuts.cloud} of {layers}: "
+            f"the first must be less than the second, and the second at most {layers}"
+        )
 
 
 def nearest_cuts(edge: float, layers: Sequence[float], device: float, ratio: Shares) -> Cuts:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import inf
-from typing import Literal
+from typing import Final, Literal
 
-from trifold.cloud.split.cuts import Shares, nearest_cuts
+from trifold.cloud.split import figures
+from trifold.cloud.split.cuts import Shares, check_cuts, nearest_cuts
 from trifold.cloud.split.footprint import (
     Footprint,
     footprint_of_embedding,
@@ -17,12 +18,15 @@ from trifold.cloud.split.prediction import Prediction, Roofline
 from trifold.cloud.split.profiles import TierProfiles
 from trifold.cloud.split.traffic import LinkName, Traffic, traffic
 from trifold.shared.bundle.manifest import TIERS, CodecName, Cuts, Quantization, Tier
-from trifold.shared.errors import InvalidRequest
+from trifold.shared.errors import InvalidRequest, PromptTooLong
 from trifold.shared.model.parameters import of_model
 from trifold.shared.model.spec import ModelSpec, Part
 
 Measure = Literal["params", "active", "flops", "bytes"]
 """What the ratio is of: parameters, active parameters, operations for a token, or bytes of the shards."""
+
+FAR: Final = 10
+"""From how many points on a share that the layers cannot reach is worth a warning."""
 
 
 class TierPlan(Part):
@@ -48,7 +52,8 @@ class Plan(Part):
     parameters: int
     active: int
     by: Measure
-    ratio: Shares
+    ratio: Shares | None
+    """None where the cuts were given."""
     quantization: Quantization
     codec: CodecName
     prompt: int
@@ -65,26 +70,35 @@ def plan(
     spec: ModelSpec,
     *,
     ratio: Shares = (70, 20, 10),
+    cuts: Cuts | None = None,
     by: Measure = "params",
     quantization: Quantization = "int8",
     codec: CodecName = "int8",
-    prompt: int = 256,
-    context: int = 1024,
+    prompt: int | None = None,
+    context: int | None = None,
     profiles: TierProfiles | None = None,
 ) -> Plan:
-    """The plan whose shares of cloud, edge and device come nearest to `ratio`.
+    """The plan whose shares of cloud, edge and device come nearest to `ratio`, or that of given `cuts`.
 
-    `context` is cut to what the model can. Raises InvalidRequest for a ratio, prompt or context that is
-    impossible.
+    `context` is 1024 unless given, and `prompt` 256, or as much as there is room for. Raises InvalidRequest
+    for a ratio, cuts or prompt that are impossible, PromptTooLong for a context that the model has not.
     """
-    context = min(context, spec.max_positions)
+    context = min(1024, spec.max_positions) if context is None else context
+    if context > spec.max_positions:
+        raise PromptTooLong(
+            f"a context of {context} does not fit the {spec.max_positions} positions of the model"
+        )
+    prompt = min(256, context) if prompt is None else prompt
     if not 1 <= prompt <= context:
         raise InvalidRequest(f"a prompt of {prompt} tokens does not fit a context of {context}")
     embedding, head = footprint_of_embedding(spec, quantization), footprint_of_head(spec, quantization)
     layers = [footprint_of_layer(spec, index, quantization) for index in range(len(spec.layers))]
-    weights = [_measure(layer, by, context) for layer in layers]
-    ends = (_measure(embedding, by, context), _measure(head, by, context))
-    cuts = nearest_cuts(ends[0], weights, ends[1], _percent(ratio))
+    wanted = _percent(ratio) if cuts is None else None
+    if cuts is None:
+        weights = [_measure(layer, by, context) for layer in layers]
+        ends = (_measure(embedding, by, context), _measure(head, by, context))
+        cuts = nearest_cuts(ends[0], weights, ends[1], _percent(ratio))
+    check_cuts(cuts, len(layers))
     footprints: dict[Tier, Footprint] = {
         "cloud": sum(layers[cuts.edge : cuts.cloud], Footprint()),
         "edge": sum(layers[: cuts.edge], embedding),
@@ -94,22 +108,26 @@ def plan(
     links = traffic(spec, codec, prompt, attends=attends)
     roofline = Roofline(profiles, prompt, context) if profiles else None
     predictions = roofline.predict(footprints, links, attends=attends) if roofline else ()
+    tiers = _tiers(footprints, cuts, len(layers), by, context)
+    advice = _unreached(tiers, wanted) if wanted else []
+    if profiles:
+        advice += [*_room(footprints, context, profiles), *_faster_whole(predictions)]
     whole = of_model(spec)
     return Plan(
         family=spec.family,
         parameters=whole.total,
         active=whole.active,
         by=by,
-        ratio=_percent(ratio),
+        ratio=wanted,
         quantization=quantization,
         codec=codec,
         prompt=prompt,
         context=context,
         cuts=cuts,
-        tiers=_tiers(footprints, cuts, len(layers), by, context),
+        tiers=tiers,
         links=links,
         predictions=predictions,
-        advice=(*_room(footprints, context, profiles), *_faster_whole(predictions)) if profiles else (),
+        advice=tuple(advice),
     )
 
 
@@ -152,22 +170,37 @@ def _tiers(
     }
 
 
+def _unreached(tiers: Mapping[Tier, TierPlan], ratio: Shares) -> list[str]:
+    """The warning that layers are too large to come near to the ratio."""
+    shares = [(tier, tiers[tier].share, wanted) for tier, wanted in zip(TIERS, ratio, strict=True)]
+    far = [
+        f"{tier} {share:.0f} % instead of {wanted:.0f} %"
+        for tier, share, wanted in shares
+        if abs(share - wanted) > FAR
+    ]
+    return [f"Whole layers come no nearer to the ratio: {', '.join(far)}."] if far else []
+
+
 def _room(footprints: Mapping[Tier, Footprint], context: int, profiles: TierProfiles) -> list[str]:
     """Which tiers have no room for their part."""
     needs = {tier: (footprints[tier].memory(context), profiles.machine(tier).memory) for tier in TIERS}
     return [
-        f"The {tier}'s part needs {need / 1e9:.2f} GB, and it has {has / 1e9:.2f} GB."
+        f"The {tier}'s part needs {figures.size(need)}, and it has {figures.size(has)}."
         for tier, (need, has) in needs.items()
         if need > has
     ]
 
 
 def _faster_whole(predictions: tuple[Prediction, ...]) -> list[str]:
-    """The advice not to split, when a tier has room for the whole model and would be faster with it."""
+    """The advice not to split, when a tier has room for the whole model and would be faster with it.
+
+    Of equally fast tiers that nearest to the user: what stays there need not be trusted to anyone.
+    """
     split, *whole = predictions
-    best = min((each for each in whole if each.fits), key=lambda each: each.token, default=split)
+    fitting = [each for each in reversed(whole) if each.fits]
+    best = min(fitting, key=lambda each: each.token, default=split)
     if best.token >= split.token:
         return []
     price = " (but token ids and text would go there)" if best.place == "cloud" else ""
-    times = f"{best.token * 1e3:.3g} ms a token where the split takes {split.token * 1e3:.3g} ms"
+    times = f"{figures.duration(best.token)} a token where the split takes {figures.duration(split.token)}"
     return [f"Not splitting would be faster: the whole model fits the {best.place}, with {times}{price}."]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from trifold.cloud.split.cuts import check_cuts
 from trifold.cloud.split.floats import write_floats
 from trifold.cloud.split.graph.matrix import Source
 from trifold.cloud.split.graph.shard import build
@@ -26,7 +27,7 @@ from trifold.shared.bundle.manifest import (
     Serving,
     Tier,
 )
-from trifold.shared.errors import ConfigError, InvalidRequest
+from trifold.shared.errors import ConfigError, DamagedFile
 from trifold.shared.model.checkpoint import Checkpoint
 from trifold.shared.model.parameters import of_embedding, of_head, of_layer
 from trifold.shared.model.spec import ModelSpec
@@ -58,14 +59,14 @@ def split(
     `out` appears when all is written, and replaces an older bundle then. Memory stays small: no more than a
     piece of a tensor, or one expert, is read at a time.
 
-    Raises InvalidRequest for cuts that leave the core without a layer, ConfigError when `out` is no bundle.
+    Raises InvalidRequest for cuts that leave the core without a layer, ConfigError when `out` is no bundle or
+    cannot be written.
     """
-    _check(checkpoint.spec, cuts, out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_cuts(cuts, len(checkpoint.spec.layers))
+    text = _text(checkpoint.path)
     total = _values(checkpoint.spec) * (2 if train else 1)
     reading = Reading(progress, _STORED[checkpoint.spec.stored], total)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        root = Path(folder) / "bundle"
+    with _replacing(out) as root:
         files: dict[Tier, dict[str, FileEntry]] = {}
         training: dict[Tier, dict[str, FileEntry]] = {}
         for tier in TIERS:
@@ -74,7 +75,7 @@ def split(
             files[tier] = _shard(source, tier, cuts, quantization, root / tier)
             if train:
                 training[tier] = write_floats(source, tier, cuts, root / tier)
-        files["device"] |= _text(checkpoint.path, root / "device")
+        files["device"] |= _write(text, root / "device")
         serving = Serving(
             spec=checkpoint.spec, cuts=cuts, quantization=quantization, codec=codec, files=files
         )
@@ -86,7 +87,6 @@ def split(
         )
         for tier in TIERS:
             (root / tier / MANIFEST).write_text(manifest.model_dump_json(indent=1))
-        _put(root, out, Path(folder) / "before")
     return manifest
 
 
@@ -110,15 +110,29 @@ def _values(spec: ModelSpec) -> int:
     return of_embedding(spec).total + layers + of_head(spec).total
 
 
-def _check(spec: ModelSpec, cuts: Cuts, out: Path) -> None:
-    if not cuts.edge < cuts.cloud <= len(spec.layers):
-        count = len(spec.layers)
-        raise InvalidRequest(
-            f"cuts before layers {cuts.edge} and {cuts.cloud} of {count}: "
-            f"the first must be less than the second, and the second at most {count}"
-        )
-    if out.exists() and not (out / "cloud" / MANIFEST).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: exists and is not a bundle; name a new folder, or remove it")
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` when all went well, and is gone otherwise.
+
+    Raises ConfigError when `out` is something else than a bundle, or whatever writing fails on.
+    """
+    try:
+        if out.exists() and not _is_bundle(out):
+            raise ConfigError(f"{out}: exists and is not a bundle; name a new folder, or remove it")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+            bundle, before = Path(folder) / "bundle", Path(folder) / "before"
+            yield bundle
+            if out.exists():
+                out.rename(before)
+            bundle.rename(out)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error.strerror or error}") from error
+
+
+def _is_bundle(out: Path) -> bool:
+    """Or an empty folder, which is as good."""
+    return (out / "cloud" / MANIFEST).exists() or (out.is_dir() and not any(out.iterdir()))
 
 
 def _shard(
@@ -131,23 +145,19 @@ def _shard(
     return {MODEL: _entry(model), WEIGHTS: weights.entry()}
 
 
-def _text(path: Path, folder: Path) -> dict[str, FileEntry]:
-    """Copies what turns text into tokens and back."""
-    files = {}
-    for name in _TEXT:
-        if (path / name).exists():
-            data = (path / name).read_bytes()
-            (folder / name).write_bytes(data)
-            files[name] = _entry(data)
-    return files
+def _text(path: Path) -> dict[str, bytes]:
+    """What turns text into tokens and back."""
+    try:
+        return {name: (path / name).read_bytes() for name in _TEXT if (path / name).exists()}
+    except OSError as error:
+        raise DamagedFile(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+
+def _write(contents: Mapping[str, bytes], folder: Path) -> dict[str, FileEntry]:
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    return {name: _entry(data) for name, data in contents.items()}
 
 
 def _entry(data: bytes) -> FileEntry:
     return FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-
-def _put(bundle: Path, out: Path, before: Path) -> None:
-    """Moves the finished bundle to its place, out of which an older one goes first."""
-    if out.exists():
-        out.rename(before)
-    bundle.rename(out)

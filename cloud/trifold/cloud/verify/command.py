@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -17,10 +17,12 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from trifold.cloud.verify.fidelity import Fidelity
-from trifold.cloud.verify.float_model import FloatModel
-from trifold.shared.errors import DamagedFile, InvalidRequest
+from trifold.shared.errors import ConfigError, DamagedFile, InvalidRequest
 from trifold.shared.runtime.codec import RowCodec
 from trifold.shared.runtime.monolith import Monolith
+
+if TYPE_CHECKING:
+    from trifold.cloud.verify.float_model import FloatModel
 
 HELD_OUT = "heldout.txt"
 
@@ -74,18 +76,19 @@ def verify(
         Path | None, typer.Option(help=f"Held-out text; without it the checkpoint's own {HELD_OUT}.")
     ] = None,
     window: Annotated[int, typer.Option(min=2, help="Tokens that are predicted from one start.")] = 512,
-    tokens: Annotated[int | None, typer.Option(min=2, help="Stop after so many; all by default.")] = None,
+    tokens: Annotated[int, typer.Option(min=0, help="Stop after so many; 0 takes the whole text.")] = 8000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Measure perplexity, KL divergence and top-1 agreement of a bundle against the float model."""
+    load_float_model = _float_model()
     monolith = Monolith.load(bundle)
-    ids = _tokenize(bundle, text or against / HELD_OUT)[:tokens]
+    ids = _tokenize(bundle, text or against / HELD_OUT)[: tokens or None]
     window = min(window, monolith.edge.spec.max_positions)
     windows = list(_windows(ids, window))
     if not windows:
         raise InvalidRequest(f"the text has {len(ids)} tokens: two or more are needed to predict one")
     console = Console(stderr=True)
-    verdict = compare(FloatModel.load(against), monolith, track(windows, "Verifying", console=console))
+    verdict = compare(load_float_model(against), monolith, track(windows, "Verifying", console=console))
     if as_json:
         print(json.dumps(verdict.as_dict(), indent=2))
     else:
@@ -105,6 +108,16 @@ def compare(model: FloatModel, monolith: Monolith, windows: Iterable[NDArray[np.
             logits = monolith.session(len(window)).feed(window[:-1], 0)
             fidelity.add(logits, reference, targets)
     return verdict
+
+
+def _float_model() -> Callable[[Path], FloatModel]:
+    """What loads the float model. Raises ConfigError where the extra that brings torch is not installed."""
+    try:
+        from trifold.cloud.verify.float_model import FloatModel
+    except ModuleNotFoundError as error:
+        needed = f"trifold verify needs the package {error.name}"
+        raise ConfigError(f"{needed}: install Trifold with the extra 'verify'") from None
+    return FloatModel.load
 
 
 def _windows(ids: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:

@@ -25,6 +25,7 @@ class FloatModel:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         import transformers
 
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 checkpoint, dtype=torch.float32, attn_implementation="eager"

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +15,7 @@ from weakref import WeakSet
 import grpc.aio
 from tokenizers import Tokenizer
 
+from trifold.device.client.call import ending
 from trifold.device.client.chat import ChatTemplate, Message
 from trifold.device.client.generation import Generation
 from trifold.device.client.journal import Journal, Request
@@ -28,7 +30,6 @@ from trifold.shared.runtime.codec import RowCodec
 from trifold.shared.runtime.sampling import Sampling
 from trifold.shared.runtime.shard import Shard
 from trifold.shared.session.channel import connect
-from trifold.shared.session.status import from_rpc_error
 
 
 class AsyncClient:
@@ -68,6 +69,7 @@ class AsyncClient:
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="trifold-device")
         self._channel = connect(edge)
         self._stub = EdgeServiceStub(self._channel)
+        self._closed = False
         self._running: WeakSet[Generation] = WeakSet()
 
     def generate(
@@ -81,18 +83,24 @@ class AsyncClient:
         seed: int = 0,
         stop: str | Sequence[str] = (),
         eos: Sequence[int] | None = None,
-        journal: Path | None = None,
+        journal: Path | str | None = None,
     ) -> Generation:
         """Continues a text, or token ids, by at most `max_tokens` tokens.
 
         It ends at a token of `eos` (the model's own unless given) or where a string of `stop` begins.
-        What is committed goes to the file `journal`, for resume(). The same arguments give the same tokens.
+        `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are no limit. The same arguments, `seed` among
+        them, give the same tokens. What is committed goes to the new file `journal`, for resume().
+
+        Returns an asynchronous iterator of Chunk, which may raise any of the errors of the tiers, such as
+        Unavailable when the edge is not there or was lost for longer than `timeout`.
 
         Raises PromptTooLong when the model has not that many positions, InvalidRequest for a parameter out of
         range or a journal that exists.
         """
+        self._check_open()
         ids = self._encode(prompt)
         spec = self._serving.spec
+        _check_number("max_tokens", max_tokens, whole=True)
         if max_tokens < 1:
             raise InvalidRequest(f"max_tokens is {max_tokens}: it must be 1 or above")
         if len(ids) + max_tokens > spec.max_positions:
@@ -101,20 +109,21 @@ class AsyncClient:
         request = Request(
             serving_digest=self._folder.manifest.serving_digest,
             prompt=ids,
-            sampling=Sampling(temperature, top_k, top_p, seed),
+            sampling=_sampling(temperature, top_k, top_p, seed),
             max_tokens=max_tokens,
             stop=_stop_strings(stop),
             eos=tuple(spec.eos_ids if eos is None else eos),
         )
-        return self._generation(Journal(request, journal))
+        return self._generation(Journal(request, None if journal is None else Path(journal)))
 
-    def resume(self, journal: Path) -> Generation:
+    def resume(self, journal: Path | str) -> Generation:
         """Goes on with a generation of an earlier process; its first chunk holds what was committed before.
 
         Raises DamagedFile naming the line, DigestMismatch when the journal belongs to another bundle,
         InvalidRequest when another process uses it.
         """
-        opened = Journal.open(journal)
+        self._check_open()
+        opened = Journal.open(Path(journal))
         theirs, ours = opened.request.serving_digest, self._folder.manifest.serving_digest
         if theirs != ours:
             opened.close()
@@ -130,14 +139,16 @@ class AsyncClient:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     async def describe(self) -> pb.DescribeResponse:
-        """What the edge serves, its limits and load, and the tiers behind it."""
+        """What the edge serves, its limits and load, and the tiers behind it. Raises Unavailable."""
+        self._check_open()
         try:
             return await self._stub.Describe(pb.DescribeRequest(), timeout=self._timeout)
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, f"the edge at {self._edge}") from None
+            raise ending(error, f"the edge at {self._edge}") from None
 
     async def aclose(self) -> None:
-        """Ends what still runs and lets the edge know."""
+        """Ends what still runs and lets the edge know; the client cannot be used again."""
+        self._closed = True
         await asyncio.gather(*(generation.aclose() for generation in self._running))
         await self._channel.close(grace=1.0)
         self._engine.shutdown()
@@ -149,6 +160,10 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidRequest("the client is closed")
 
     def _encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         ids = self._tokenizer.encode(prompt).ids if isinstance(prompt, str) else prompt
@@ -202,6 +217,19 @@ def _tokenizer_config(folder: TierFolder) -> dict[str, Any]:
     except (ValueError, TypeError) as error:
         raise DamagedFile(f"the tokenizer's configuration is not what it should be: {error}") from None
     return config
+
+
+def _sampling(temperature: float, top_k: int, top_p: float, seed: int) -> Sampling:
+    _check_number("temperature", temperature)
+    _check_number("top_k", top_k, whole=True)
+    _check_number("top_p", top_p)
+    _check_number("seed", seed, whole=True)
+    return Sampling(temperature, top_k, top_p, seed)
+
+
+def _check_number(name: str, value: object, *, whole: bool = False) -> None:
+    if not isinstance(value, Integral if whole else Real):
+        raise InvalidRequest(f"{name} is {value!r}: it must be a {'whole ' * whole}number")
 
 
 def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:

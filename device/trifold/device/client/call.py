@@ -9,13 +9,21 @@ from typing import Final
 import grpc.aio
 
 from trifold.proto.v1 import session_pb2 as pb
-from trifold.shared.errors import TrifoldError, Unavailable
+from trifold.shared.errors import ConfigError, TrifoldError, Unavailable
 from trifold.shared.session.status import from_rpc_error
 
 SessionCall = grpc.aio.StreamStreamCall[pb.SessionRequest, pb.SessionResponse]
 
 _GOODBYE: Final = 1.0
 """Seconds that the edge gets to act on a Close."""
+
+
+def ending(error: grpc.aio.AioRpcError, peer: str) -> TrifoldError:
+    """The error that a call to the edge, `peer`, ended with."""
+    end = from_rpc_error(error, peer)
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED and isinstance(end, ConfigError):
+        return ConfigError(f"{peer}: a Trifold cloud, or something else, answers there, not an edge")
+    return end
 
 
 class Call:
@@ -69,7 +77,7 @@ class Call:
                 self._inbox.put_nowait(response)
             end: TrifoldError = Unavailable(f"{self._peer} ended the stream")
         except grpc.aio.AioRpcError as error:
-            end = from_rpc_error(error, self._peer)
+            end = ending(error, self._peer)
         finally:
             self._writer.cancel()
         self._inbox.put_nowait(end)

@@ -13,12 +13,17 @@ from trifold.device.client import async_client, generation
 from trifold.device.client.chat import Message
 from trifold.device.client.generation import Chunk
 from trifold.proto.v1 import session_pb2 as pb
+from trifold.shared.errors import InvalidRequest
 
 T = TypeVar("T")
 
 
 class Client:
-    """AsyncClient without `await`: the same arguments, the same errors; several threads may use it."""
+    """Generates text with the device shard of a bundle here and the rest behind an edge.
+
+    Any number of generations may run at once, and several threads may use one client. Use it as a context
+    manager. `timeout` is for how many seconds an edge may be silent, or away once lost.
+    """
 
     def __init__(
         self,
@@ -30,7 +35,14 @@ class Client:
         inexact: bool = False,
         chunk: int = 512,
     ) -> None:
-        """See AsyncClient."""
+        """Loads the device part of the bundle in the folder `bundle`, or in its subfolder `device`.
+
+        `edge` is HOST:PORT; it is not called yet. Prompts are sent in steps of `chunk` tokens, or of fewer
+        where a tier allows only those. `threads` of the engine: 0 is one per core.
+
+        Raises DamagedFile naming the file that is not what the manifest says, NotExact when the numerics
+        self-test fails here and `inexact` is not given.
+        """
 
         async def load() -> async_client.AsyncClient:
             return async_client.AsyncClient(
@@ -55,9 +67,20 @@ class Client:
         seed: int = 0,
         stop: str | Sequence[str] = (),
         eos: Sequence[int] | None = None,
-        journal: Path | None = None,
+        journal: Path | str | None = None,
     ) -> Generation:
-        """See AsyncClient.generate."""
+        """Continues a text, or token ids, by at most `max_tokens` tokens.
+
+        It ends at a token of `eos` (the model's own unless given) or where a string of `stop` begins.
+        `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are no limit. The same arguments, `seed` among
+        them, give the same tokens. What is committed goes to the new file `journal`, for resume().
+
+        Returns an iterator of Chunk, which may raise any of the errors of the tiers, such as Unavailable when
+        the edge is not there or was lost for longer than `timeout`.
+
+        Raises PromptTooLong when the model has not that many positions, InvalidRequest for a parameter out of
+        range, a journal that exists or a client that is closed.
+        """
         started = self._client.generate(
             prompt,
             max_tokens=max_tokens,
@@ -71,20 +94,29 @@ class Client:
         )
         return Generation(started, self._loop)
 
-    def resume(self, journal: Path) -> Generation:
-        """See AsyncClient.resume."""
+    def resume(self, journal: Path | str) -> Generation:
+        """Goes on with a generation of an earlier process, by its own parameters.
+
+        Returns an iterator of Chunk; the first holds what was committed before.
+
+        Raises DamagedFile naming the line, DigestMismatch when the journal belongs to another bundle,
+        InvalidRequest when another process uses it.
+        """
         return Generation(self._client.resume(journal), self._loop)
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """See AsyncClient.chat_prompt."""
+        """The token ids of a chat that the assistant is to go on with.
+
+        Raises UnsupportedModel when the model has no chat template.
+        """
         return self._client.chat_prompt(messages)
 
     def describe(self) -> pb.DescribeResponse:
-        """See AsyncClient.describe."""
+        """What the edge serves, its limits and load, and the tiers behind it. Raises Unavailable."""
         return self._loop.run(self._client.describe())
 
     def close(self) -> None:
-        """Ends what still runs and lets the edge know."""
+        """Ends what still runs and lets the edge know; the client cannot be used again."""
         if self._loop.running:
             self._loop.run(self._client.aclose())
             self._loop.stop()
@@ -119,8 +151,9 @@ class Generation:
         self._loop.soon(self._generation.cancel)
 
     def close(self) -> None:
-        """Ends the generation without another chunk."""
-        self._loop.run(self._generation.aclose())
+        """Ends the generation without another chunk; a closed client has done that already."""
+        if self._loop.running:
+            self._loop.run(self._generation.aclose())
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +177,13 @@ class BackgroundLoop:
         return not self._loop.is_closed()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of a coroutine, which is cancelled when the wait for it is interrupted."""
+        """The result of a coroutine, which is cancelled when the wait for it is interrupted.
+
+        Raises InvalidRequest after stop().
+        """
+        if not self.running:
+            work.close()
+            raise InvalidRequest("the client is closed")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -153,7 +192,8 @@ class BackgroundLoop:
             raise
 
     def soon(self, function: Callable[[], object]) -> None:
-        self._loop.call_soon_threadsafe(function)
+        if self.running:
+            self._loop.call_soon_threadsafe(function)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

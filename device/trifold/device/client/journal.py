@@ -12,13 +12,15 @@ import os
 import secrets
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError
 
 from trifold.shared.errors import DamagedFile, InvalidRequest
 from trifold.shared.model.spec import Part
 from trifold.shared.runtime.sampling import Sampling
+
+_BEGINNING: Final = b'{"format":'
 
 
 class Request(Part):
@@ -74,11 +76,15 @@ class Journal:
         """The journal of an earlier process.
 
         A damaged last line is dropped: its token had not been shown.
-        Raises DamagedFile naming the line for any other damage, InvalidRequest when it is open elsewhere.
+        Raises DamagedFile for what is no journal, or naming the line for any other damage, InvalidRequest
+        when it is open elsewhere.
         """
         file = _open_locked(path, 0)
         try:
-            whole, torn = _split(path.read_bytes())
+            data = path.read_bytes()
+            if not data.startswith(_BEGINNING[: len(data)]):
+                raise DamagedFile(f"{path} is not a journal of Trifold")
+            whole, torn = _split(data)
             journal = cls(_request(path, whole))
             for number, line in enumerate(whole[1:], 2):
                 journal._replay(_parse(path, number, line))

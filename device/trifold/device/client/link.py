@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +21,8 @@ _PASSES: Final = (Unavailable, Overloaded)
 
 _SHORTEST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 1.0
+
+log = logging.getLogger(__name__)
 
 
 class Link:
@@ -127,7 +130,9 @@ class Link:
         """Only new positions count: a step that brings a tier down each time is not repeated for ever."""
         if delivery.end > self._reached:
             self._reached = delivery.end
-            self._loss = None
+            if self._loss:
+                log.info("resumed after %.1f s", asyncio.get_running_loop().time() - self._lost_at)
+                self._loss = None
 
     async def _pause(self, loss: TrifoldError) -> None:
         """Waits before the next attempt: at first hardly, later a tenth of the time that has passed."""
@@ -135,7 +140,9 @@ class Link:
         if not self._opened:
             raise loss
         now = asyncio.get_running_loop().time()
-        self._lost_at = now if self._loss is None else self._lost_at
+        if self._loss is None:
+            self._lost_at = now
+            log.warning("lost the edge at %s: trying for %g s (%s)", self._edge, self._timeout, loss.message)
         self._loss = loss
         pause = min(max((now - self._lost_at) / 10, loss.retry_after or _SHORTEST_PAUSE), _LONGEST_PAUSE)
         await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated
@@ -12,6 +11,7 @@ import typer
 from trifold.device.client.chat import Message
 from trifold.device.client.client import Client, Generation
 from trifold.device.commands import options
+from trifold.shared.cli.logs import show_log
 from trifold.shared.config import DeviceSettings
 from trifold.shared.errors import TrifoldError
 
@@ -44,7 +44,7 @@ def chat(
         inexact=inexact,
         log_level=log_level,
     )
-    logging.basicConfig(level=settings.log_level.upper())
+    show_log(settings.log_level)
     client = Client(
         settings.edge,
         bundle=settings.bundle,

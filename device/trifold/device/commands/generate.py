@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -16,11 +15,16 @@ from trifold.device.client.async_client import AsyncClient
 from trifold.device.client.generation import Generation
 from trifold.device.commands import options
 from trifold.device.commands.output import Output
+from trifold.shared.cli.logs import show_log
 from trifold.shared.config import DeviceSettings
 from trifold.shared.errors import Cancelled, InvalidRequest
 
+FIXED = ("prompt", "journal", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+"""Parameters that a journal has settled."""
+
 
 def generate(
+    context: typer.Context,
     prompt: Annotated[str | None, typer.Option("--prompt", help="Text to continue; - is stdin.")] = None,
     edge: options.Edge = None,
     bundle: options.Bundle = None,
@@ -35,7 +39,9 @@ def generate(
         Path | None, typer.Option(help="Go on with the generation of this journal, by its own parameters.")
     ] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Tell on stderr where time and bytes went.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a chunk.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a chunk; its trace only with --trace.")
+    ] = False,
     timeout: options.Timeout = None,
     threads: options.Threads = None,
     inexact: options.Inexact = None,
@@ -43,8 +49,8 @@ def generate(
     config: options.Config = None,
 ) -> None:
     """Continue a text with the device's part of the model here and the rest behind an edge."""
-    if resume and (prompt or journal):
-        raise InvalidRequest("--resume goes on with a journal: it takes neither --prompt nor --journal")
+    if resume:
+        _refuse_fixed(context)
     settings = DeviceSettings.load(
         config,
         edge=edge,
@@ -54,13 +60,15 @@ def generate(
         inexact=inexact,
         log_level=log_level,
     )
-    logging.basicConfig(level=settings.log_level.upper())
+    show_log(settings.log_level)
+    # Before there is an event loop: Ctrl-C then ends the wait for a terminal at once.
+    text = "" if resume else _text(prompt)
 
     def begin(client: AsyncClient) -> Generation:
         if resume:
             return client.resume(resume)
         return client.generate(
-            _text(prompt),
+            text,
             max_tokens=max_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -81,18 +89,31 @@ async def _run(settings: DeviceSettings, begin: Callable[[AsyncClient], Generati
         threads=settings.threads,
         inexact=settings.inexact,
     )
-    async with client, begin(client) as generation:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, generation.cancel)
-        async for chunk in generation:
-            output.show(chunk)
+    try:
+        async with client, begin(client) as generation:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, generation.cancel)
+            async for chunk in generation:
+                output.show(chunk)
+    finally:
+        output.end()
     if chunk.finish_reason == "cancelled":
         raise Cancelled("the generation was cancelled")
 
 
+def _refuse_fixed(context: typer.Context) -> None:
+    for name in FIXED:
+        source = context.get_parameter_source(name)
+        if source and source.name != "DEFAULT":
+            flag = "--" + name.replace("_", "-")
+            raise InvalidRequest(f"--resume goes on with a journal, by its own parameters: leave out {flag}")
+
+
 def _text(prompt: str | None) -> str:
-    if prompt not in (None, "-"):
-        return prompt
-    if sys.stdin.isatty():
-        typer.echo("The prompt, please; Ctrl-D ends it.", err=True)
-    return sys.stdin.read()
+    if prompt in (None, "-"):
+        if sys.stdin.isatty():
+            typer.echo("The prompt, please; Ctrl-D ends it.", err=True)
+        prompt = sys.stdin.read()
+    if not prompt:
+        raise InvalidRequest("the prompt is empty: give --prompt TEXT, or text on stdin")
+    return prompt

@@ -1,4 +1,4 @@
-"""What the device's commands print: text or JSON on stdout, traces on stderr."""
+"""What `trifold generate` prints: text or JSON on stdout, traces on stderr."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import json
 import sys
 from dataclasses import asdict
 
+from rich.console import Console
+
 from trifold.device.client.generation import Chunk
 from trifold.device.client.trace import Trace
+from trifold.device.commands.waterfall import tables
 
 
 class Output:
-    """Prints chunks as they come: their text, or one JSON object each."""
+    """Prints chunks as they come: their text, or one JSON object each. The traces of a text follow it."""
 
     def __init__(self, *, as_json: bool = False, trace: bool = False) -> None:
         self._as_json = as_json
         self._trace = trace
+        self._traces: list[Trace] = []
 
     def show(self, chunk: Chunk) -> None:
         if self._as_json:
@@ -27,23 +31,19 @@ class Output:
         end = "\n" if chunk.finish_reason and sys.stdout.isatty() else ""
         print(chunk.text, end=end, flush=True)
         if self._trace and chunk.trace:
-            print(line(chunk.trace), file=sys.stderr, flush=True)
+            self._traces.append(chunk.trace)
 
-
-def line(trace: Trace) -> str:
-    """A trace in one line: milliseconds of every tier and link, bytes of every link."""
-    parts = [f"position {trace.position}: {trace.total_ns / 1e6:.2f} ms"]
-    parts += [
-        f"{tier.tier} {tier.compute_ns / 1e6:.2f} + {tier.queue_ns / 1e6:.2f} queue ({tier.provider})"
-        for tier in trace.tiers
-    ]
-    parts += [
-        f"{link.link} {link.network_ns / 1e6:.2f} ({link.bytes_up} B up, {link.bytes_down} B down)"
-        for link in trace.links
-    ]
-    notes = [
-        "resumed" * trace.resumed,
-        f"other engine: {', '.join(trace.changed)}" * bool(trace.changed),
-        "not exact" * (not trace.exact),
-    ]
-    return "; ".join([*parts, *filter(None, notes)])
+    def end(self) -> None:
+        """No chunk will follow."""
+        if not self._traces:
+            return
+        console = Console(stderr=True, highlight=False)
+        for table in tables(self._traces):
+            console.print()
+            console.print(table)
+        for trace in self._traces:
+            if trace.resumed:
+                changed = f", with another engine in {', '.join(trace.changed)}" if trace.changed else ""
+                console.print(f"Resumed before position {trace.position}{changed}.")
+        if not all(trace.exact for trace in self._traces):
+            console.print("Not exact: a tier has failed its self-test.")

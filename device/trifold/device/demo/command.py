@@ -14,14 +14,12 @@ import typer
 from rich.console import Console
 
 from trifold.device.client.client import Client
-from trifold.device.client.generation import Chunk
+from trifold.device.demo.completion import Completion
 from trifold.device.demo.service_process import ServiceProcess
-from trifold.device.demo.waterfall import Waterfall
 from trifold.shared.errors import TrifoldError
 
 PROMPT = '''def read_lines(path):
-    """Return the lines of a text file, without the line ends."""
-'''
+    """Return the lines of a text file, without the line ends."""'''
 
 
 def demo(
@@ -44,26 +42,11 @@ def demo(
             with ServiceProcess(edge_command) as edge, Client(edge.address, bundle=bundle) as client:
                 console.print(f"[bold]Edge[/] on {edge.address}, process {edge.pid}")
                 console.print("[bold]Device[/] is this process\n")
-                chunks, seconds = _complete(client, prompt, max_tokens, temperature, console)
-    first, *rest = [chunk.trace for chunk in chunks if chunk.trace]
-    start, steady = Waterfall.of([first]), Waterfall.of(rest or [first])
+                completion = _complete(client, prompt, max_tokens, temperature, console)
     if as_json:
-        report = {
-            "prompt": prompt,
-            "text": "".join(chunk.text for chunk in chunks),
-            "token_ids": [token for chunk in chunks for token in chunk.token_ids],
-            "finish_reason": chunks[-1].finish_reason,
-            "tokens_per_second": (len(rest) + 1) / seconds,
-            "exact": first.exact,
-            "first_token": start.as_dict(),
-            "token": steady.as_dict(),
-        }
-        print(json.dumps(report, indent=2))
-        return
-    console.print(start.table(f"\nThe first token, after a prompt of {first.rows} tokens"))
-    console.print(steady.table(f"\nEvery other token, mean of {steady.tokens}"))
-    verdict = "the same bits as the unsplit model" if first.exact else "not exact on this processor"
-    console.print(f"\n{len(rest) + 1} tokens, {(len(rest) + 1) / seconds:.0f} a second; {verdict}.")
+        print(json.dumps(completion.as_dict(), indent=2))
+    else:
+        completion.print(console)
 
 
 def _split(checkpoint: Path, bundle: Path, console: Console) -> None:
@@ -85,8 +68,8 @@ def _split(checkpoint: Path, bundle: Path, console: Console) -> None:
 
 def _complete(
     client: Client, prompt: str, max_tokens: int, temperature: float, console: Console
-) -> tuple[list[Chunk], float]:
-    """Streams the completion to the console; its chunks, and the seconds it took."""
+) -> Completion:
+    """Streams the completion to the console."""
     began = time.monotonic()
     chunks = []
     console.print(f"[dim]{prompt}[/]", end="", markup=True)
@@ -94,4 +77,4 @@ def _complete(
         chunks.append(chunk)
         console.out(chunk.text, end="", highlight=False)
     console.print()
-    return chunks, time.monotonic() - began
+    return Completion(prompt, chunks, time.monotonic() - began)

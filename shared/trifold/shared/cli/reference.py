@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -56,8 +55,10 @@ TABLES: Final[dict[str, Callable[[], str]]] = {"settings": settings, "errors": e
 def filled(page: str) -> str:
     """The page with the tables that it has marks for, as they are now."""
     for name, table in TABLES.items():
-        marks = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        page = re.sub(marks, lambda found, now=table(): found[1] + now + found[2], page, flags=re.DOTALL)
+        before, mark, rest = page.partition(f"<!-- {name} -->\n")
+        if mark:
+            _, end, after = rest.partition(f"<!-- /{name} -->")
+            page = before + mark + table() + end + after
     return page
 
 

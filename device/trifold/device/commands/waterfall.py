@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,6 +74,14 @@ class Waterfall:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def tables(traces: Sequence[Trace]) -> Iterator[Table]:
+    """The waterfall of the first token of a generation and, where there are others, the mean of theirs."""
+    first, *others = traces
+    yield Waterfall.of([first]).table(f"The first token, after {first.rows} tokens")
+    if others:
+        yield Waterfall.of(others).table(f"Every other token, mean of {len(others)}")
 
 
 def _compute(tier: TierTime) -> str:
