@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import Final
 
@@ -38,7 +39,7 @@ class Call:
         self._call = call
         self._peer = peer
         self._outbox: asyncio.Queue[pb.SessionRequest] = asyncio.Queue()
-        self._inbox: asyncio.Queue[pb.SessionResponse | TrifoldError] = asyncio.Queue()
+        self._inbox: asyncio.Queue[tuple[pb.SessionResponse | TrifoldError, int]] = asyncio.Queue()
         self._writer = asyncio.create_task(self._write())
         self._reader = asyncio.create_task(self._read())
         self._closing: asyncio.Task[None] | None = None
@@ -47,12 +48,15 @@ class Call:
         """On a call that has ended this does nothing: receive() says what happened to it."""
         self._outbox.put_nowait(request)
 
-    async def receive(self) -> pb.SessionResponse:
-        """The next response. Raises what ended the call; Unavailable when the edge just left."""
-        response = await self._inbox.get()
+    async def receive(self) -> tuple[pb.SessionResponse, int]:
+        """The next response and when it came (monotonic nanoseconds).
+
+        Raises what ended the call; Unavailable when the edge just left.
+        """
+        response, received_ns = await self._inbox.get()
         if isinstance(response, TrifoldError):
             raise response
-        return response
+        return response, received_ns
 
     def begin_close(self) -> asyncio.Task[None]:
         """Says Close, so that every tier frees the session; the task is over when the edge has heard it."""
@@ -74,10 +78,10 @@ class Call:
     async def _read(self) -> None:
         try:
             async for response in self._call:
-                self._inbox.put_nowait(response)
+                self._inbox.put_nowait((response, time.monotonic_ns()))
             end: TrifoldError = Unavailable(f"{self._peer} ended the stream")
         except grpc.aio.AioRpcError as error:
             end = ending(error, self._peer)
         finally:
             self._writer.cancel()
-        self._inbox.put_nowait(end)
+        self._inbox.put_nowait((end, time.monotonic_ns()))

@@ -87,6 +87,7 @@ async def _generate(
                 text = transcript.push(token)
                 chunk = Chunk(text, (token,), transcript.finish_reason, how)
                 if not chunk.finish_reason:
+                    link.send_ahead()  # the tiers work on the next token while the caller has this one
                     yield chunk
     except Cancelled:
         chunk = Chunk(transcript.finish("cancelled"), finish_reason="cancelled")

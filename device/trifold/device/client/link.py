@@ -95,6 +95,11 @@ class Link:
                 except _PASSES as loss:
                     await self._pause(loss)
 
+    def send_ahead(self) -> None:
+        """Sends what the journal has and the edge has not, as far as it may; receive() tells of losses."""
+        if self._stream:
+            self._stream.send_ahead(self._journal.ids)
+
     def give_up(self) -> None:
         """Ends the wait in receive(), now or when it is next called."""
         self._given_up = True

@@ -66,7 +66,7 @@ class Stream:
     async def open(self, needed: int) -> pb.Opened:
         """Opens the session; steps will begin at `needed`, or at the first position that a tier lacks."""
         self._call.send(pb.SessionRequest(open=self._opening))
-        self._limits = (await self._call.receive()).opened
+        self._limits = (await self._call.receive())[0].opened
         if not (self._limits.max_rows and self._limits.steps_in_flight):
             raise OutOfSequence("the edge did not answer Open with Opened and its limits")
         self._chunk = min(self._chunk, self._limits.max_rows)
@@ -81,8 +81,10 @@ class Stream:
 
     async def take(self) -> Delivery:
         """The answer to the oldest step. Raises OutOfSequence or BadRows when it is another's."""
-        response = await self._call.receive()
-        now, result, sent = time.monotonic_ns(), response.result, self._unanswered.popleft()
+        response, received_ns = await self._call.receive()
+        if not self._unanswered:
+            raise OutOfSequence("the edge sent an answer to nothing")
+        result, sent = response.result, self._unanswered.popleft()
         header = result.header
         if response.WhichOneof("kind") != "result" or header.seq != sent.seq or result.stale:
             raise OutOfSequence(f"the edge sent something else than the answer to step {sent.seq}")
@@ -100,7 +102,7 @@ class Stream:
             data=result.rows,
             hops=tuple(result.hops),
             sent_ns=sent.at_ns,
-            received_ns=now,
+            received_ns=received_ns,
             bytes_up=sent.size,
             bytes_down=response.ByteSize(),
             resumed=resumed,
