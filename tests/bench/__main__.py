@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 
 NAMES = {
     "identity": "tokens and rows of the split against the monolith's, with kills",
@@ -24,6 +25,7 @@ def main() -> None:
     names = parser.parse_args().names or list(NAMES)
     if unknown := set(names) - set(NAMES):
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    logging.getLogger("trifold").setLevel(logging.ERROR)  # that tiers are lost is no news here
     for name in names:
         print(f"\n## {name}: {NAMES[name]}\n", flush=True)
         importlib.import_module(f"tests.bench.{name}").main()

@@ -29,6 +29,7 @@ from trifold.shared.runtime.monolith import Monolith, Token
 TOKENS: Final = 20_000
 KILLS: Final = 20
 SESSIONS: Final = 6
+DEVICES: Final = 2
 LONGEST: Final = 160
 RUN: Final = 8
 CHUNKS: Final = (512, 64, 17, 5)
@@ -146,7 +147,8 @@ async def _run(bundle: Path, jobs: Sequence[Job], folder: Path) -> Tally:
                 for number in range(SESSIONS):
                     client = clients[number % len(clients)]
                     group.create_task(_generate_here(client, waiting, tally))
-                group.create_task(_generate_in_processes(tiers, waiting, folder, tally, killer))
+                for seed in range(DEVICES):
+                    group.create_task(_generate_in_processes(tiers, waiting, folder, tally, killer, seed))
             await killer
     return tally
 
@@ -175,10 +177,15 @@ def _begin(client: AsyncClient, job: Job) -> Generation:
 
 
 async def _generate_in_processes(
-    tiers: Processes, waiting: list[tuple[int, Job]], folder: Path, tally: Tally, killer: asyncio.Task[None]
+    tiers: Processes,
+    waiting: list[tuple[int, Job]],
+    folder: Path,
+    tally: Tally,
+    killer: asyncio.Task[None],
+    seed: int,
 ) -> None:
     """Devices in processes of their own, each killed once or twice before it may finish."""
-    rng = random.Random(2)
+    rng = random.Random(seed)
     while waiting and (tally.kills["device"] < KILLS or not killer.done()):
         number, job = waiting.pop()
         sampling = job.sampling
