@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +19,8 @@ def generate(out: Path) -> None:
     """Writes the stubs of all .proto files under `out`, in the folders of their packages."""
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     sources = sorted(str(path) for path in ROOM.rglob("*.proto"))
+    # protoc looks for its plugins on the path; they lie beside this interpreter.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     plugins = [f"--{plugin}_out={out}" for plugin in ("python", "grpc_python", "mypy", "mypy_grpc")]
     if protoc.main(["protoc", f"-I{ROOM}", f"-I{well_known}", *plugins, *sources]) != 0:
         sys.exit("protoc failed: its messages are above.")
