@@ -51,7 +51,8 @@ def pick(logits: NDArray[np.float32], sampling: Sampling, position: int) -> int:
         return int(logits.argmax())
     scores = logits.astype(np.float64)
     scores -= best
-    scores /= sampling.temperature
+    with np.errstate(over="ignore"):  # next to temperature 0 all but the best are at -inf, as they should be
+        scores /= sampling.temperature
     tokens = np.arange(len(scores))
     if 0 < sampling.top_k < len(tokens):
         tokens = tokens[_largest(scores, sampling.top_k)]
