@@ -116,11 +116,6 @@ class RowCodec:
         return out
 
 
-def _widen(data: memoryview) -> Rows:
-    """The fp32 values of bf16 ones, which are their upper halves: a shift is faster than a cast."""
-    return (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
 def _peaks(rows: Rows) -> Rows:
     """The largest magnitude of each row (n, 1). Raises BadRows where that is not finite."""
     peaks: Rows = np.abs(rows).max(axis=1, keepdims=True, initial=0)
