@@ -9,7 +9,8 @@ import logging
 NAMES = {
     "identity": "tokens and rows of the split against the monolith's, with kills",
     "resume": "seconds without a token after a loss",
-    "speed": "the split against the monolith; the monolith against transformers and llama.cpp",
+    "loopback": "the split over loopback against the monolith",
+    "speed": "the monolith against transformers and llama.cpp",
     "memory": "peak memory and time of splitting a 6 GB checkpoint",
 }
 

@@ -1,4 +1,4 @@
-"""Speed, side by side: the split against the monolith, the monolith against llama.cpp and transformers.
+"""Speed, side by side: the monolith against llama.cpp and transformers.
 
 llama.cpp takes part when LLAMA_CPP_SOURCE names its source tree and llama-cpp-python is installed: see
 docs/benchmarks.md. Everything runs in turn, several times over, and the medians of the turns are compared.
@@ -12,23 +12,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Final
 
 from tests.bench.engines import DECODE, PROMPT, THREADS
-from tests.bench.nano import held_out, split_nano, tokenizer
 from tests.bench.shapes import SHAPES
 from tests.checkpoints import generate
-from tests.processes import Processes
 from trifold.cloud.split.plan import plan
 from trifold.cloud.split.split import split
-from trifold.device import Client, Sampling
 from trifold.shared.model.checkpoint import Checkpoint
-from trifold.shared.runtime.monolith import Monolith
 
 TURNS: Final = 5
-TOKENS: Final = 128
 
 
 def main() -> None:
@@ -36,7 +30,6 @@ def main() -> None:
         root = Path(folder)
         checkpoints = {name: generate(config, root / name) for name, config in SHAPES.items()}
         bundles = {name: _split(path, root / f"{name}-bundle") for name, path in checkpoints.items()}
-        _split_against_monolith({"trifold-nano": split_nano(root / "nano"), **bundles})
         for name, checkpoint in checkpoints.items():
             _against_others(name, checkpoint, bundles[name], root)
 
@@ -45,39 +38,6 @@ def _split(path: Path, out: Path) -> Path:
     checkpoint = Checkpoint.open(path)
     split(checkpoint, plan(checkpoint.spec).cuts, out)
     return out
-
-
-def _split_against_monolith(bundles: dict[str, Path]) -> None:
-    print(
-        "| shape | monolith, ms a token | split over loopback | added | split / monolith, tokens a second |"
-    )
-    print("|---|---|---|---|---|")
-    prompt = [token % 16000 for token in tokenizer().encode(held_out()[:400]).ids]
-    for name, bundle in bundles.items():
-        whole, apart = [], []
-        monolith = Monolith.load(bundle, threads=THREADS)
-        options = ["--threads", str(THREADS)]
-        with (
-            Processes(bundle, *options) as tiers,
-            Client(tiers.edge, bundle=bundle, threads=THREADS) as client,
-        ):
-            for _ in range(TURNS):
-                times = []
-                for _ in monolith.generate(prompt, Sampling(), TOKENS, eos=()):
-                    times.append(time.perf_counter())
-                whole.append(_mean_step(times))
-                times = []
-                for _ in client.generate(prompt, max_tokens=TOKENS, eos=()):
-                    times.append(time.perf_counter())
-                apart.append(_mean_step(times))
-        one, three = statistics.median(whole), statistics.median(apart)
-        row = [name, f"{one:.2f}", f"{three:.2f}", f"{three - one:+.2f} ms", f"{one / three:.2f}"]
-        print(f"| {' | '.join(row)} |", flush=True)
-
-
-def _mean_step(times: list[float]) -> float:
-    """Milliseconds from one token to the next."""
-    return 1000 * (times[-1] - times[0]) / (len(times) - 1)
 
 
 def _against_others(name: str, checkpoint: Path, bundle: Path, root: Path) -> None:

@@ -52,11 +52,10 @@ class CoreConversation(Conversation):
         first = self._core.first_wanted(header)
         return self._codec.encode(out[first - header.base_pos :], first)
 
-    async def answer(self) -> None:
-        while (passage := await self.window.get()) is not None:
-            turn = await passage.turn
-            self.window.answered()
-            await self.stream.write(pb.SessionResponse(result=self._result(passage, turn)))
+    async def pass_on(self, passage: Passage) -> None:
+        turn = await passage.turn
+        self.window.answered()
+        await self.stream.write(pb.SessionResponse(result=self._result(passage, turn)))
 
     def _result(self, passage: Passage, turn: Turn[bytes | None]) -> pb.Result:
         header = passage.header

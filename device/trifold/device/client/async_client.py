@@ -15,7 +15,7 @@ from weakref import WeakSet
 import grpc.aio
 from tokenizers import Tokenizer
 
-from trifold.device.client.call import ending
+from trifold.device.client.call import explained
 from trifold.device.client.chat import ChatTemplate, Message
 from trifold.device.client.generation import Generation
 from trifold.device.client.journal import Journal, Request
@@ -30,6 +30,7 @@ from trifold.shared.runtime.codec import RowCodec
 from trifold.shared.runtime.sampling import Sampling
 from trifold.shared.runtime.shard import Shard
 from trifold.shared.session.channel import connect
+from trifold.shared.session.status import from_rpc_error
 
 
 class AsyncClient:
@@ -144,7 +145,8 @@ class AsyncClient:
         try:
             return await self._stub.Describe(pb.DescribeRequest(), timeout=self._timeout)
         except grpc.aio.AioRpcError as error:
-            raise ending(error, f"the edge at {self._edge}") from None
+            peer = f"the edge at {self._edge}"
+            raise explained(from_rpc_error(error, peer), peer) from None
 
     async def aclose(self) -> None:
         """Ends what still runs and lets the edge know; the client cannot be used again."""

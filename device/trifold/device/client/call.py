@@ -10,8 +10,8 @@ from typing import Final
 import grpc.aio
 
 from trifold.proto.v1 import session_pb2 as pb
-from trifold.shared.errors import ConfigError, TrifoldError, Unavailable
-from trifold.shared.session.status import from_rpc_error
+from trifold.shared.errors import ConfigError, TrifoldError
+from trifold.shared.session.ending import Ending
 
 SessionCall = grpc.aio.StreamStreamCall[pb.SessionRequest, pb.SessionResponse]
 
@@ -19,16 +19,15 @@ _GOODBYE: Final = 1.0
 """Seconds that the edge gets to act on a Close."""
 
 
-def ending(error: grpc.aio.AioRpcError, peer: str) -> TrifoldError:
-    """The error that a call to the edge, `peer`, ended with."""
-    end = from_rpc_error(error, peer)
-    if error.code() is grpc.StatusCode.UNIMPLEMENTED and isinstance(end, ConfigError):
+def explained(end: TrifoldError, peer: str) -> TrifoldError:
+    """What a call to the edge, `peer`, ended with; it is told where nothing there is an edge's service."""
+    if isinstance(end, ConfigError):
         return ConfigError(f"{peer}: a Trifold cloud, or something else, answers there, not an edge")
     return end
 
 
 class Call:
-    """Writes requests and reads responses, each in a task of its own.
+    """Writes requests and reads responses, in tasks of its own.
 
     So whoever waits here can give up without cancelling the call: the edge would then keep the session on its
     lease instead of freeing it.
@@ -38,10 +37,11 @@ class Call:
         """`peer` is what errors call the other end."""
         self._call = call
         self._peer = peer
+        self._ending = Ending(call, peer)
+        self._responses = aiter(call)
         self._outbox: asyncio.Queue[pb.SessionRequest] = asyncio.Queue()
-        self._inbox: asyncio.Queue[tuple[pb.SessionResponse | TrifoldError, int]] = asyncio.Queue()
-        self._writer = asyncio.create_task(self._write())
-        self._reader = asyncio.create_task(self._read())
+        self._writing = asyncio.create_task(self._write())
+        self._reading: asyncio.Task[tuple[pb.SessionResponse, int]] | None = None
         self._closing: asyncio.Task[None] | None = None
 
     def send(self, request: pb.SessionRequest) -> None:
@@ -53,10 +53,11 @@ class Call:
 
         Raises what ended the call; Unavailable when the edge just left.
         """
-        response, received_ns = await self._inbox.get()
-        if isinstance(response, TrifoldError):
-            raise response
-        return response, received_ns
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+        response = await asyncio.shield(self._reading)
+        self._reading = None
+        return response
 
     def begin_close(self) -> asyncio.Task[None]:
         """Says Close, so that every tier frees the session; the task is over when the edge has heard it."""
@@ -67,7 +68,11 @@ class Call:
     async def _close(self) -> None:
         self.send(pb.SessionRequest(close=pb.Close()))
         # A session that the edge does not hear the end of, ends with its lease.
-        await asyncio.wait({self._reader}, timeout=_GOODBYE)
+        with suppress(TimeoutError, TrifoldError):
+            async with asyncio.timeout(_GOODBYE):
+                while True:
+                    await self.receive()
+        self._writing.cancel()
         self._call.cancel()
 
     async def _write(self) -> None:
@@ -75,13 +80,9 @@ class Call:
             while True:
                 await self._call.write(await self._outbox.get())
 
-    async def _read(self) -> None:
+    async def _read(self) -> tuple[pb.SessionResponse, int]:
         try:
-            async for response in self._call:
-                self._inbox.put_nowait((response, time.monotonic_ns()))
-            end: TrifoldError = Unavailable(f"{self._peer} ended the stream")
-        except grpc.aio.AioRpcError as error:
-            end = ending(error, self._peer)
-        finally:
-            self._writer.cancel()
-        self._inbox.put_nowait((end, time.monotonic_ns()))
+            return await anext(self._responses), time.monotonic_ns()
+        except (grpc.aio.AioRpcError, StopAsyncIteration):
+            self._writing.cancel()
+            raise explained(await self._ending.error(), self._peer) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import Self
 
 from trifold.device.client.journal import Journal
 from trifold.device.client.link import Link
-from trifold.device.client.tail import Tail
+from trifold.device.client.tail import Decision, Tail
 from trifold.device.client.text import FinishReason, Transcript
 from trifold.device.client.trace import Trace, Work, trace
 from trifold.shared.errors import Cancelled
@@ -83,11 +84,14 @@ async def _generate(
             if chunk.token_ids and not chunk.finish_reason:
                 yield chunk
             while not transcript.finish_reason:
-                token, how = await _next_token(tail, link)
-                text = transcript.push(token)
-                chunk = Chunk(text, (token,), transcript.finish_reason, how)
+                decision, works = await _next_token(tail, link)
+                text = transcript.push(decision.token)
+                if not transcript.finish_reason:
+                    link.send_ahead()
+                    await asyncio.sleep(0)  # it leaves now: the tiers work while the caller has this token
+                how = trace(decision.position, decision.row_digest, works, exact=link.exact)
+                chunk = Chunk(text, (decision.token,), transcript.finish_reason, how)
                 if not chunk.finish_reason:
-                    link.send_ahead()  # the tiers work on the next token while the caller has this one
                     yield chunk
     except Cancelled:
         chunk = Chunk(transcript.finish("cancelled"), finish_reason="cancelled")
@@ -101,7 +105,7 @@ def _replay(journal: Journal, transcript: Transcript) -> Chunk:
     return Chunk(text, tuple(journal.tokens), transcript.finish_reason, replayed=True)
 
 
-async def _next_token(tail: Tail, link: Link) -> tuple[int, Trace]:
+async def _next_token(tail: Tail, link: Link) -> tuple[Decision, list[Work]]:
     """Receives rows until they decide on a token; it is committed when this returns."""
     works: list[Work] = []
     while True:
@@ -109,5 +113,4 @@ async def _next_token(tail: Tail, link: Link) -> tuple[int, Trace]:
         work, decision = await tail.work(delivery)
         works.append(work)
         if decision:
-            how = trace(decision.position, decision.row_digest, works, exact=link.exact)
-            return decision.token, how
+            return decision, works

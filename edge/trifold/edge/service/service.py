@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+import asyncio
 from time import perf_counter_ns
 
 import numpy as np
@@ -18,7 +18,7 @@ from trifold.shared.session.scheduler import Turn
 from trifold.shared.session.service import TierService
 from trifold.shared.session.stream import Stream, until_first
 from trifold.shared.session.table import Seat
-from trifold.shared.session.window import Passage
+from trifold.shared.session.window import Lane, Passage
 
 
 class EdgeService(TierService):
@@ -84,11 +84,11 @@ class EdgeConversation(Conversation):
         self._edge = edge
         self._core = core
         self._codec = edge.frames.codec
-        self._to_send: deque[Passage] = deque()
+        self._sent = Lane(self._answer)
 
     async def run(self) -> None:
         try:
-            await until_first(self._core.lost(), super().run())
+            await until_first(self._core.lost(), self.take(), self._send_on(), self._sent.run())
         except Unavailable:
             # After a Close the core ends its stream, too: that is no loss.
             if not self.seat.closed:
@@ -99,38 +99,32 @@ class EdgeConversation(Conversation):
         tokens = np.array(step.tokens.ids, np.int64)
         return self._codec.encode(self._edge.shard.run(self.cache, tokens, base_pos), base_pos)
 
-    def begun(self, passage: Passage) -> None:
-        self._to_send.append(passage)
-        if passage.turn.done():
-            self._send_on(passage.turn)
-        else:
-            passage.turn.add_done_callback(self._send_on)
+    async def pass_on(self, passage: Passage) -> None:
+        rows = (await passage.turn).value
+        if rows is not None:
+            passage.bytes_up = await self._core.send(passage.header, self._codec.wire, rows)
+        self._sent.put(passage)
 
     async def closing(self) -> None:
         await self._core.close()
 
-    async def answer(self) -> None:
-        while (passage := await self.window.get()) is not None:
-            turn = await passage.turn
-            if turn.value is None:
-                passage.header.rows = 0
-                response = pb.SessionResponse(result=pb.Result(header=passage.header, stale=True))
-            else:
-                response, bytes_down = await self._core.receive()
-                self._check(response.result, passage.header)
-                response.result.header.seq = passage.header.seq
-                response.result.hops.append(self._hop(passage, turn, bytes_down))
-            self.window.answered()
-            await self.stream.write(response)
+    async def _send_on(self) -> None:
+        await self.computed.run()
+        self._sent.finish()
+        await asyncio.get_running_loop().create_future()
 
-    def _send_on(self, _: object) -> None:
-        """Sends what is computed, in order: of two turns that are over, the later may be told first."""
-        while self._to_send and self._to_send[0].turn.done():
-            passage = self._to_send.popleft()
-            if passage.turn.cancelled() or passage.turn.exception():
-                return  # which is for answer() to raise
-            if (rows := passage.turn.result().value) is not None:
-                passage.bytes_up = self._core.send(passage.header, self._codec.wire, rows)
+    async def _answer(self, passage: Passage) -> None:
+        turn = passage.turn.result()
+        if turn.value is None:
+            passage.header.rows = 0
+            response = pb.SessionResponse(result=pb.Result(header=passage.header, stale=True))
+        else:
+            response, bytes_down = await self._core.receive()
+            self._check(response.result, passage.header)
+            response.result.header.seq = passage.header.seq
+            response.result.hops.append(self._hop(passage, turn, bytes_down))
+        self.window.answered()
+        await self.stream.write(response)
 
     def _hop(self, passage: Passage, turn: Turn[bytes | None], bytes_down: int) -> pb.Hop:
         return pb.Hop(

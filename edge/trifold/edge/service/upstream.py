@@ -54,7 +54,7 @@ class Core:
             await stream.open(opening)
             yield stream
         finally:
-            await stream.end()
+            stream.end()
 
     async def describe(self) -> pb.DescribeResponse:
         """Raises Unavailable when the core is not there."""
@@ -87,14 +87,12 @@ class CoreStream:
         self._sent = 0
         self._received = 0
         self._progress = 0.0
-        # No longer than the steps in flight.
-        self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
-        self._writing = asyncio.create_task(self._write())
+        self._writing = asyncio.Lock()
 
     async def open(self, opening: pb.Open) -> None:
-        self._put(pb.SessionRequest(open=opening))
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
+                await self._write(pb.SessionRequest(open=opening))
                 response, _ = await self._read()
         except TimeoutError:
             hint = "is `trifold cloud serve` running?"
@@ -103,15 +101,18 @@ class CoreStream:
             raise self.nonsense("no Opened")
         self.opened = response.opened
 
-    def send(self, asked: pb.Header, codec: pb.Codec.ValueType, rows: bytes) -> int:
-        """Sends the rows of a device's step on, and returns the bytes of the message."""
+    async def send(self, asked: pb.Header, codec: pb.Codec.ValueType, rows: bytes) -> int:
+        """Sends the rows of a device's step on, and returns the bytes of the message.
+
+        On a call that has ended this does nothing: receive() says what happened to it.
+        """
         if self._sent == self._received:
             self._progress = monotonic()
         request = pb.SessionRequest(step=pb.Step(header=asked, rows=rows))
         request.step.header.seq = self._sent
         request.step.header.codec = codec
         self._sent += 1
-        return self._put(request)
+        return await self._write(request)
 
     async def receive(self) -> tuple[pb.SessionResponse, int]:
         """The next result and the bytes of its message."""
@@ -134,30 +135,26 @@ class CoreStream:
 
     async def close(self) -> None:
         """Tells the core that the session is over, and waits a moment until it has heard."""
-        self._put(pb.SessionRequest(close=pb.Close()))
         with suppress(TimeoutError):
             async with asyncio.timeout(_GOODBYE_SECONDS):
+                await self._write(pb.SessionRequest(close=pb.Close()))
                 await self._call.code()
 
-    async def end(self) -> None:
+    def end(self) -> None:
         """Ends the call, if it has not ended."""
         self._call.cancel()
-        self._writing.cancel()
-        await asyncio.gather(self._writing, return_exceptions=True)
 
     def nonsense(self, what: str) -> TrifoldError:
         return nonsense(self._core.name, what)
 
-    def _put(self, request: pb.SessionRequest) -> int:
+    async def _write(self, request: pb.SessionRequest) -> int:
         data = request.SerializeToString()
-        self._outbox.put_nowait(data)
+        # Close may come while a step is still on its way out, and gRPC takes one message at a time.
+        async with self._writing:
+            # Why a call takes no more is what reading it tells.
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await self._call.write(data)
         return len(data)
-
-    async def _write(self) -> None:
-        # Why a call takes no more is what reading it tells.
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            while True:
-                await self._call.write(await self._outbox.get())
 
     async def _read(self) -> tuple[pb.SessionResponse, int]:
         try:

@@ -14,7 +14,7 @@ from trifold.shared.session.frames import Steps
 from trifold.shared.session.scheduler import TurnScheduler
 from trifold.shared.session.stream import Stream, until_first
 from trifold.shared.session.table import Seat
-from trifold.shared.session.window import Passage, Window
+from trifold.shared.session.window import Lane, Passage, Window
 
 
 class Conversation(ABC):
@@ -28,27 +28,26 @@ class Conversation(ABC):
         self.cache = cache
         self.steps = steps
         self.window = Window(steps.in_flight)
+        self.computed = Lane(self.pass_on)
         self._scheduler = scheduler
 
     async def run(self) -> None:
         """Goes on until the caller closes or leaves. Raises what is wrong with a step, or with this tier."""
-        await until_first(self._take(), self.answer())
+        await until_first(self.take(), self.computed.run())
 
     @abstractmethod
     def compute(self, step: pb.Step) -> bytes:
         """On the engine: the rows for the next tier, encoded."""
 
     @abstractmethod
-    async def answer(self) -> None:
-        """Answers the passages of the window, until there will be no more."""
+    async def pass_on(self, passage: Passage) -> None:
+        """Awaits its turn and sends what that gave to the next tier, or back."""
 
-    def begun(self, passage: Passage) -> None:  # noqa: B027 - nothing to do in the last tier
-        """Called when a passage has got its place at the engine."""
-
-    async def closing(self) -> None:  # noqa: B027
+    async def closing(self) -> None:  # noqa: B027 - nothing to do in the last tier
         """Called when the caller has closed the session, before anything is given up."""
 
-    async def _take(self) -> None:
+    async def take(self) -> None:
+        """Computes the caller's steps. Does not end before the conversation, unless by Close."""
         while (request := await self.stream.read()) is not None:
             arrived_ns = perf_counter_ns()
             kind = request.WhichOneof("kind")
@@ -60,11 +59,10 @@ class Conversation(ABC):
                 raise InvalidRequest(f"{kind or 'nothing'} where a Step or Close is expected")
             step = request.step
             self.steps.check(step)
+            self.window.come()
             turn = self._scheduler.run(self.seat, partial(self._compute, step), small=step.header.rows == 1)
-            passage = Passage(step.header, turn, arrived_ns)
-            self.window.put(passage)
-            self.begun(passage)
-        self.window.finish()
+            await self.computed.pass_on(Passage(step.header, turn, arrived_ns))
+        self.computed.finish()
         # The caller has said all: whoever answers the last step ends the conversation.
         await asyncio.get_running_loop().create_future()
 

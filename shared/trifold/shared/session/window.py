@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from trifold.proto.v1 import session_pb2 as pb
@@ -24,28 +25,52 @@ class Passage:
 
 
 class Window:
-    """Passages in the order they came, never more than `size` at a time."""
+    """Never more than `size` steps at a time."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._unanswered = 0
-        self._queue: asyncio.Queue[Passage | None] = asyncio.Queue()
 
-    def put(self, passage: Passage) -> None:
+    def come(self) -> None:
         """Raises InvalidRequest for a caller who does not wait for answers."""
         if self._unanswered == self._size:
             raise InvalidRequest(f"more than the agreed {self._size} steps are unanswered: wait for results")
         self._unanswered += 1
-        self._queue.put_nowait(passage)
-
-    async def get(self) -> Passage | None:
-        """The next step; None when no more will come."""
-        return await self._queue.get()
 
     def answered(self) -> None:
         """To be called ahead of writing an answer: its reader may be faster than the writer's return."""
         self._unanswered -= 1
 
+
+class Lane:
+    """Passages that `handle` gets one after the other, in the order they came."""
+
+    def __init__(self, handle: Callable[[Passage], Awaitable[None]]) -> None:
+        self._handle = handle
+        self._waiting = 0
+        self._queue: asyncio.Queue[Passage | None] = asyncio.Queue()
+
+    def put(self, passage: Passage) -> None:
+        """Leaves it to run()."""
+        self._waiting += 1
+        self._queue.put_nowait(passage)
+
+    async def pass_on(self, passage: Passage) -> None:
+        """Handles it here and now where it is computed and nothing is ahead of it: a step of one row mostly.
+
+        Only one task may call this. To wake another one takes a good part of what a token costs on loopback.
+        """
+        if self._waiting or not passage.turn.done():
+            self.put(passage)
+        else:
+            await self._handle(passage)
+
+    async def run(self) -> None:
+        """Handles what was put, until there will be no more."""
+        while (passage := await self._queue.get()) is not None:
+            await self._handle(passage)
+            self._waiting -= 1
+
     def finish(self) -> None:
-        """Says that no more steps will come."""
+        """Says that no more passages will come."""
         self._queue.put_nowait(None)
