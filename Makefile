@@ -37,9 +37,9 @@ $(VENV)/serve.done: pyproject.toml constraints.txt
 	$(PIP) --editable '.[cloud,edge,device]'
 	touch $@
 
-# What the tests need besides: torch and transformers are the reference that shards are compared with.
+# What the tests need besides: torch, transformers and Flower, for training and as the reference of the shards.
 # torch is asked for by its exact version, so that a machine that has a CPU build at hand takes that one.
 $(VENV)/dev.done: $(VENV)/serve.done
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[cloud,verify]' --group dev
+	$(PIP) --editable '.[cloud,federated]' --group dev
 	touch $@

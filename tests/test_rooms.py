@@ -19,6 +19,7 @@ MAY_IMPORT = {
 }
 TORCH = {"torch", "transformers", "peft"}
 TORCH_FOLDERS = ("shared/trifold/shared/training", "cloud/trifold/cloud/train", "cloud/trifold/cloud/verify")
+FLOWER_FOLDERS = ("cloud/trifold/cloud/federation", "edge/trifold/edge/federation")
 
 
 def sources(room: str) -> Iterator[Path]:
@@ -47,12 +48,15 @@ def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
-def test_torch_appears_only_where_the_float_model_is_run(room: str) -> None:
+@pytest.mark.parametrize(("packages", "folders"), [(TORCH, TORCH_FOLDERS), ({"flwr"}, FLOWER_FOLDERS)])
+def test_torch_and_flower_appear_only_in_their_folders(
+    room: str, packages: set[str], folders: tuple[str, ...]
+) -> None:
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in sources(room)
         for name in imports(path)
-        if name.split(".")[0] in TORCH and not str(path.relative_to(ROOT)).startswith(TORCH_FOLDERS)
+        if name.split(".")[0] in packages and not str(path.relative_to(ROOT)).startswith(folders)
     ]
     assert not wrong
 
@@ -67,4 +71,4 @@ def test_serving_on_a_cpu_asks_for_no_torch() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     serving = [*project["dependencies"], *extras["cloud"], *extras["edge"], *extras["device"]]
-    assert not [requirement for requirement in serving if requirement.startswith(tuple(TORCH))]
+    assert not [requirement for requirement in serving if requirement.startswith((*TORCH, "flwr"))]
