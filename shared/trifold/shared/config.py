@@ -34,20 +34,19 @@ Address = Annotated[str, AfterValidator(_address)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
 
 
-class TierSettings(BaseModel):
-    """What every tier has."""
+class Settings(BaseModel):
+    """What every process has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     section: ClassVar[str]
 
     bundle: Path = Field(description="Folder of the bundle, or of this tier's part of it.")
     threads: int = Field(0, ge=0, description="Threads of the engine; 0 is one per core.")
-    inexact: bool = Field(False, description="Run even where the numerics self-test fails.")
     log_level: LogLevel = Field("warning", description="Least level logged: debug, info, warning or error.")
 
     @classmethod
     def load(cls, config: Path | None = None, **flags: object) -> Self:
-        """The settings of one tier; flags that are None count as not given.
+        """The settings of one process; flags that are None count as not given.
 
         `config` is the TOML file; without it TRIFOLD_CONFIG, then ./trifold.toml where there is one. An empty
         variable counts as not given either.
@@ -111,6 +110,12 @@ class TierSettings(BaseModel):
         return f"{given[name].where} is {given[name].value!r}: {_wanted(problem)}"
 
 
+class TierSettings(Settings):
+    """What every tier has."""
+
+    inexact: bool = Field(False, description="Run even where the numerics self-test fails.")
+
+
 class ServiceSettings(TierSettings):
     """What the two services share."""
 
@@ -137,6 +142,23 @@ class CloudSettings(ServiceSettings):
     listen: Address = Field("127.0.0.1:50060", description="HOST:PORT to serve on; port 0 takes a free one.")
 
 
+class CloudTrainSettings(Settings):
+    """`trifold cloud train`."""
+
+    section = "train"
+
+    @classmethod
+    def spelling(cls, name: str) -> str:
+        return "BUNDLE" if name == "bundle" else super().spelling(name)
+
+    listen: Address = Field("127.0.0.1:50062", description="HOST:PORT to serve on; port 0 takes a free one.")
+    activation_memory: ByteSize = Field(
+        ByteSize(2 * 1024**3),
+        description="Most memory for the activations of all sites; what does not fit is computed again.",
+    )
+    lease: float = Field(60.0, gt=0, description="Seconds that the batches of a lost site are held.")
+
+
 class EdgeSettings(ServiceSettings):
     """`trifold edge serve`."""
 
@@ -156,7 +178,7 @@ class DeviceSettings(TierSettings):
     timeout: float = Field(30.0, gt=0, description="Seconds to wait for an answer of the edge.")
 
 
-SETTINGS: tuple[type[TierSettings], ...] = (CloudSettings, EdgeSettings, DeviceSettings)
+SETTINGS: tuple[type[Settings], ...] = (CloudSettings, CloudTrainSettings, EdgeSettings, DeviceSettings)
 
 
 class Given(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from trifold.cloud.core.service import CoreService
+from trifold.cloud.train.command import train
 from trifold.shared.bundle.manifest import Manifest
 from trifold.shared.config import CloudSettings
 from trifold.shared.runtime.shard import Shard
@@ -16,6 +17,7 @@ from trifold.shared.session.server import serve as serve_tier
 from trifold.shared.session.startup import load_tier
 
 cloud = typer.Typer(no_args_is_help=True)
+cloud.command()(train)
 
 
 @cloud.callback()

@@ -1,4 +1,4 @@
-"""A tier's gRPC server: brought up on loopback, drained on SIGTERM."""
+"""The gRPC server of a tier or of the training process: brought up on loopback, drained on SIGTERM."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import gc
 import ipaddress
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, Protocol, TypeVar
 
 import grpc.aio
-from google.protobuf.message import DecodeError
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio as health
@@ -20,11 +21,10 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
 from trifold.proto.v1 import session_pb2 as pb
-from trifold.shared.errors import ConfigError, InvalidRequest, Unavailable
+from trifold.shared.errors import ConfigError, InvalidRequest, TrifoldError, Unavailable
 from trifold.shared.session.channel import SERVER_OPTIONS
-from trifold.shared.session.service import TierService
 from trifold.shared.session.status import abort, public
-from trifold.shared.session.stream import Stream, until_first
+from trifold.shared.session.stream import MessageStream, until_first
 
 _FAREWELL: Final = 0.5
 """Seconds that the last statuses get to leave."""
@@ -38,18 +38,61 @@ T = TypeVar("T")
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
-class TierServer:
-    """Serves one tier at `address` from start() to stop()."""
+class Callers(Protocol):
+    """Who has a stream to a service."""
 
-    def __init__(self, service: TierService) -> None:
+    async def drain(self) -> None:
+        """Admits nobody any more, and waits until the last stream has left."""
+        ...
+
+    def evict_all(self, error: TrifoldError) -> None:
+        """Ends every stream with this error."""
+        ...
+
+
+class Service(Protocol):
+    """What a server serves: a call that is a stream of messages either way, and Describe."""
+
+    @property
+    def name(self) -> str:
+        """The full name of the service in its .proto, which says how its calls are named and typed."""
+        ...
+
+    @property
+    def info(self) -> pb.TierInfo: ...
+
+    @property
+    def digest(self) -> str:
+        """The serving digest."""
+        ...
+
+    @property
+    def table(self) -> Callers: ...
+
+    def session(self, stream: MessageStream[Any, Any]) -> Awaitable[None]:
+        """One stream, from its first message to its end. Raises the TrifoldError that ends it."""
+        ...
+
+    def describe(self) -> Awaitable[Message]: ...
+
+    async def close(self) -> None: ...
+
+
+class TierServer:
+    """Serves one service at `address` from start() to stop()."""
+
+    def __init__(self, service: Service) -> None:
         self.address = ""
         self._service = service
         self._health = health.HealthServicer()
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Session": grpc.stream_stream_rpc_method_handler(self._session),
-            "Describe": grpc.unary_unary_rpc_method_handler(self._describe),
-        }
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        for method in descriptor_pool.Default().FindServiceByName(service.name).methods:
+            request = message_factory.GetMessageClass(method.input_type)
+            if method.client_streaming:
+                handlers[method.name] = grpc.stream_stream_rpc_method_handler(self._stream(request))
+            else:
+                handlers[method.name] = grpc.unary_unary_rpc_method_handler(self._description(request))
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service.name, handlers)])
         add_HealthServicer_to_server(self._health, self._server)
         names = (service.name, HEALTH, reflection.SERVICE_NAME)
@@ -83,24 +126,31 @@ class TierServer:
         for name in ("", self._service.name):
             await self._health.set(name, status)
 
-    async def _session(self, _: AsyncIterator[bytes], context: Context) -> None:
-        # Ahead of everything that may be cut short, so that an error's status never sends them again.
-        await context.send_initial_metadata(())
-        await _answer(context, self._service.session(Stream(context)))
+    def _stream(self, request: type[Message]) -> Callable[[Any, Context], Awaitable[None]]:
+        async def handle(_: AsyncIterator[bytes], context: Context) -> None:
+            # Ahead of everything that may be cut short, so that an error's status never sends them again.
+            await context.send_initial_metadata(())
+            await _answer(context, self._service.session(MessageStream(context, request)))
 
-    async def _describe(self, request: bytes, context: Context) -> bytes:
-        try:
-            pb.DescribeRequest.FromString(request)
-        except DecodeError:
-            await abort(context, InvalidRequest("the message is not a DescribeRequest"))
-        description = await _answer(context, self._service.describe())
-        return description.SerializeToString()
+        return handle
+
+    def _description(self, request: type[Message]) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        async def handle(data: bytes, context: Context) -> bytes:
+            try:
+                request.FromString(data)
+            except DecodeError:
+                await abort(context, InvalidRequest(f"the message is not a {request.DESCRIPTOR.name}"))
+            description = await _answer(context, self._service.describe())
+            return description.SerializeToString()
+
+        return handle
 
 
-async def serve(service: TierService, listen: str, *, grace: float) -> None:
+async def serve(service: Service, listen: str, *, grace: float, role: str | None = None) -> None:
     """Serves until SIGTERM or SIGINT, then drains for `grace` seconds; a second signal stops at once.
 
-    Prints one line on stdout when it serves: `trifold TIER ready on HOST:PORT …`. Raises ConfigError.
+    Prints one line on stdout when it serves: `trifold ROLE ready on HOST:PORT …`; its tier is the role of a
+    service that has no other. Raises ConfigError.
     """
     server = TierServer(service)
     signals: asyncio.Queue[None] = asyncio.Queue()
@@ -110,8 +160,8 @@ async def serve(service: TierService, listen: str, *, grace: float) -> None:
     # What is loaded now stays: a collection of garbage that looked through all of it would hold up a token.
     gc.collect()
     gc.freeze()
-    tier, digest = service.info.tier, service.frames.digest[:12]
-    print(f"trifold {tier} ready on {server.address} with bundle {digest}", flush=True)
+    role = role or service.info.tier
+    print(f"trifold {role} ready on {server.address} with bundle {service.digest[:12]}", flush=True)
     await signals.get()
     await until_first(server.drain(grace), signals.get())
     await server.stop()

@@ -27,15 +27,13 @@ class TierService(ABC):
         self.scheduler = TurnScheduler()
         self.table: SessionTable[Cache] = SessionTable(shard, self.scheduler, memory=memory, lease=lease)
         self.shard = shard
-        self.info = pb.TierInfo(
-            tier=shard.tier,
-            version=version("trifold"),
-            fingerprint=shard.fingerprint,
-            provider=shard.provider,
-            exact=shard.exact,
-        )
+        self.info = info_of(shard)
         cuts, layers = manifest.serving.cuts, manifest.serving.spec.layers
         self._device_attends = cuts.cloud < len(layers)
+
+    @property
+    def digest(self) -> str:
+        return self.frames.digest
 
     async def session(self, stream: Stream) -> None:
         """One stream, from Open to its end. Raises the TrifoldError that ends it."""
@@ -68,3 +66,14 @@ class TierService(ABC):
     def first_wanted(self, header: pb.Header) -> int:
         """The first position whose row the device needs: all of them when its shard has attention layers."""
         return header.base_pos if self._device_attends else header.logits_from
+
+
+def info_of(shard: Shard) -> pb.TierInfo:
+    """What a tier that runs this shard tells of itself."""
+    return pb.TierInfo(
+        tier=shard.tier,
+        version=version("trifold"),
+        fingerprint=shard.fingerprint,
+        provider=shard.provider,
+        exact=shard.exact,
+    )

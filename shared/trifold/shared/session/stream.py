@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import grpc.aio
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import DeadlineExceeded, InvalidRequest, Unavailable
@@ -16,17 +16,22 @@ OPEN_SECONDS: Final = 10.0
 """How long a stream may take to say Open."""
 
 
-class Stream:
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+
+class MessageStream(Generic[Request, Response]):
     """Reads requests and writes responses.
 
     Messages stay bytes until here, so that one that is not protobuf gets an answer of ours.
     Both raise Unavailable when the caller is lost.
     """
 
-    def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+    def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes], request: type[Request]) -> None:
         self._context = context
+        self._request = request
 
-    async def first(self) -> pb.SessionRequest | None:
+    async def first(self) -> Request | None:
         """As read(), with a deadline. Raises DeadlineExceeded."""
         try:
             async with asyncio.timeout(OPEN_SECONDS):
@@ -34,7 +39,7 @@ class Stream:
         except TimeoutError:
             raise DeadlineExceeded(f"no Open within {OPEN_SECONDS:g} s of the stream's beginning") from None
 
-    async def read(self) -> pb.SessionRequest | None:
+    async def read(self) -> Request | None:
         """The next request; None when the caller has ended the stream. Raises InvalidRequest."""
         try:
             data: Any = await self._context.read()
@@ -43,15 +48,20 @@ class Stream:
         if data is grpc.aio.EOF:
             return None
         try:
-            return pb.SessionRequest.FromString(data)
+            return self._request.FromString(data)
         except DecodeError:
-            raise InvalidRequest(f"a message of {len(data)} bytes is not a SessionRequest") from None
+            name = self._request.DESCRIPTOR.name
+            raise InvalidRequest(f"a message of {len(data)} bytes is not a {name}") from None
 
-    async def write(self, response: pb.SessionResponse) -> None:
+    async def write(self, response: Response) -> None:
         try:
             await self._context.write(response.SerializeToString())
         except grpc.aio.BaseError:
             raise _lost() from None
+
+
+Stream: TypeAlias = MessageStream[pb.SessionRequest, pb.SessionResponse]
+"""The stream of a session."""
 
 
 def _lost() -> Unavailable:

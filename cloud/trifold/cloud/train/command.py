@@ -1,0 +1,65 @@
+"""`trifold cloud train`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.config import CloudTrainSettings
+from trifold.shared.errors import ConfigError
+from trifold.shared.session.server import serve
+
+_GRACE: Final = 10.0
+"""Seconds for the batches that are computed when the process is to stop; sites come back after any other."""
+
+
+def train(
+    bundle: Annotated[Path | None, CloudTrainSettings.flag("bundle")] = None,
+    listen: Annotated[str | None, CloudTrainSettings.flag("listen")] = None,
+    activation_memory: Annotated[str | None, CloudTrainSettings.flag("activation_memory")] = None,
+    lease: Annotated[float | None, CloudTrainSettings.flag("lease")] = None,
+    threads: Annotated[int | None, CloudTrainSettings.flag("threads")] = None,
+    log_level: Annotated[str | None, CloudTrainSettings.flag("log_level")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file of settings. [TRIFOLD_CONFIG]")
+    ] = None,
+) -> None:
+    """Lend the frozen core of a bundle to sites that train around it, until SIGTERM."""
+    settings = CloudTrainSettings.load(
+        config,
+        bundle=bundle,
+        listen=listen,
+        activation_memory=activation_memory,
+        lease=lease,
+        threads=threads,
+        log_level=log_level,
+    )
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: CloudTrainSettings) -> None:
+    # torch takes seconds to import, and the other commands of the cloud do without it.
+    try:
+        import torch
+
+        from trifold.cloud.train.service import TrainService
+        from trifold.shared.training.shard import TorchShard
+        from trifold.shared.training.slices import FloatSlice
+    except ModuleNotFoundError as error:
+        needed = f"trifold cloud train needs the package {error.name}"
+        raise ConfigError(f"{needed}: install Trifold with the extra 'train'") from None
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    folder = TierFolder.open(settings.bundle, "cloud")
+    floats = FloatSlice.open(folder)
+    typer.echo(f"loading the float core of {settings.bundle} …", err=True)
+    service = TrainService(
+        TorchShard.load(floats), folder.manifest, memory=settings.activation_memory, lease=settings.lease
+    )
+    await serve(service, settings.listen, grace=_GRACE, role="training")

@@ -1,0 +1,169 @@
+"""The sites that train: what is held for each, who has a stream, and when it is given up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from types import TracebackType
+from typing import Final, Self
+
+from trifold.cloud.train.activations import Activations, Held
+from trifold.shared.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Overloaded,
+    StaleEpoch,
+    TrifoldError,
+    Unavailable,
+)
+from trifold.shared.session.scheduler import TurnScheduler
+
+MOST_SITES: Final = 256
+MOST_BATCHES: Final = 8
+"""Batches held for one site: a few more than gradient accumulation needs to overlap."""
+
+_RETRY_SECONDS: Final = 1.0
+
+_MENDED_BY_RECONNECTING: Final = (Unavailable, DeadlineExceeded, Cancelled, StaleEpoch)
+
+log = logging.getLogger(__name__)
+
+
+class Site:
+    """What is kept of one site, with or without a stream."""
+
+    def __init__(self, session: bytes, number: int) -> None:
+        self.session = session
+        # Counts the sites of this process: the session is a secret and must not be logged.
+        self.number = number
+        self.batches: OrderedDict[int, Held] = OrderedDict()
+        self.seat: Seat | None = None
+        self.lease: asyncio.TimerHandle | None = None
+
+
+class Seat:
+    """The one stream that a site has, as a context: leaving it puts the site on its lease, or ends it.
+
+    `lost` fails when another stream takes the site over, or the service stops. `idle` while nothing is asked.
+    """
+
+    def __init__(self, table: SiteTable, site: Site) -> None:
+        self.site = site
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.idle = True
+        self.closed = False
+        self._table = table
+
+    def hold(self, batch: int, held: Held) -> None:
+        """Holds a batch until its gradients come; the oldest gives way where there are too many."""
+        self.release(batch)
+        self.site.batches[batch] = held
+        if len(self.site.batches) > MOST_BATCHES:
+            self.release(next(iter(self.site.batches)))
+
+    def release(self, batch: int) -> None:
+        """Forgets a batch, if it is held."""
+        if held := self.site.batches.pop(batch, None):
+            self._table.activations.release(held)
+
+    def evict(self, error: TrifoldError) -> None:
+        """Ends the stream with this error."""
+        self._table.scheduler.forget(self)
+        if not self.lost.done():
+            self.lost.set_exception(error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._table.scheduler.forget(self)
+        # Retrieved here, so that an eviction that came too late to be raised is no complaint of asyncio's.
+        if not self.lost.cancel() and not self.lost.cancelled():
+            self.lost.exception()
+        hopeless = isinstance(error, Exception) and not isinstance(error, _MENDED_BY_RECONNECTING)
+        self.closed = self.closed or hopeless or not self.site.batches
+        self._table.leave(self)
+
+
+class SiteTable:
+    """Sites by their session; one without a stream is kept for `lease` seconds."""
+
+    def __init__(self, activations: Activations, scheduler: TurnScheduler, *, lease: float) -> None:
+        self.activations = activations
+        self.scheduler = scheduler
+        self.lease = lease
+        self.draining = False
+        self._sites: dict[bytes, Site] = {}
+        self._served = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    @property
+    def batches(self) -> int:
+        """How many are held for all sites."""
+        return sum(len(site.batches) for site in self._sites.values())
+
+    def seat(self, session: bytes) -> Seat:
+        """Seats a stream at its site, whose older stream is ended. Raises Overloaded, Unavailable."""
+        if self.draining:
+            raise Unavailable("the training process is shutting down", retry_after=_RETRY_SECONDS)
+        site = self._sites.get(session) or self._admit(session)
+        if site.lease:
+            site.lease.cancel()
+        if site.seat:
+            site.seat.evict(StaleEpoch("the site has connected once more, with another stream"))
+        site.seat = Seat(self, site)
+        self._empty.clear()
+        return site.seat
+
+    def leave(self, seat: Seat) -> None:
+        """Called by a seat that is left; does nothing for one whose site has another stream."""
+        site = seat.site
+        if site.seat is not seat:
+            return
+        site.seat = None
+        if seat.closed:
+            self._release(site)
+        else:
+            site.lease = asyncio.get_running_loop().call_later(self.lease, self._release, site)
+        if not any(site.seat for site in self._sites.values()):
+            self._empty.set()
+
+    async def drain(self) -> None:
+        """Admits nobody, ends idle streams, and waits until the others have left with their answer."""
+        self.draining = True
+        for site in self._sites.values():
+            if site.seat and site.seat.idle:
+                site.seat.evict(leaving())
+        await self._empty.wait()
+
+    def evict_all(self, error: TrifoldError) -> None:
+        """Ends every stream with this error."""
+        for site in self._sites.values():
+            if site.seat:
+                site.seat.evict(error)
+
+    def _admit(self, session: bytes) -> Site:
+        if len(self) == MOST_SITES:
+            raise Overloaded(f"{MOST_SITES} sites train here already", retry_after=_RETRY_SECONDS)
+        self._served += 1
+        self._sites[session] = site = Site(session, self._served)
+        log.info("site %d begins", site.number)
+        return site
+
+    def _release(self, site: Site) -> None:
+        del self._sites[site.session]
+        for held in site.batches.values():
+            self.activations.release(held)
+        log.info("site %d ends", site.number)
+
+
+def leaving() -> Unavailable:
+    """What streams end with when the service stops."""
+    return Unavailable("the training process is shutting down: connect again", retry_after=_RETRY_SECONDS)
