@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import typer
+from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from tests.checkpoints import generate
 from tests.published import DEEPSEEK_V3, LLAMA_3_1_8B, QWEN3_30B_A3B
