@@ -14,6 +14,7 @@ from trifold.edge.service.upstream import Core
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.manifest import Tier
 from trifold.shared.runtime.shard import Shard
+from trifold.shared.runtime.versions import ShardVersions
 from trifold.shared.session.server import TierServer
 
 MEMORY = 1 << 30
@@ -57,9 +58,8 @@ async def running_core(
 async def running_edge(
     bundle: Path, core: str, *, memory: int = MEMORY, lease: float = 30.0, patience: float = 20.0
 ) -> AsyncIterator[RunningEdge]:
-    manifest = TierFolder.open(bundle, "edge").manifest
-    upstream = Core(core, timeout=patience)
-    service = EdgeService(shard(bundle, "edge"), manifest, upstream, memory=memory, lease=lease)
+    versions = ShardVersions(shard(bundle, "edge"), TierFolder.open(bundle, "edge"), threads=1)
+    service = EdgeService(versions, Core(core, timeout=patience), memory=memory, lease=lease)
     server = TierServer(service)
     await server.start("127.0.0.1:0")
     try:

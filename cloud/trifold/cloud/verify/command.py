@@ -17,6 +17,10 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from trifold.cloud.verify.fidelity import Fidelity
+from trifold.shared.bundle.adapter import adapter_digest
+from trifold.shared.bundle.factors import LoraFactors
+from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.store import BASE
 from trifold.shared.errors import ConfigError, DamagedFile, InvalidRequest
 from trifold.shared.runtime.codec import RowCodec
 from trifold.shared.runtime.monolith import Monolith
@@ -72,6 +76,10 @@ class Verdict:
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle, all three tiers.")],
     against: Annotated[Path, typer.Option(help="Folder of the checkpoint it was split from.")],
+    factors: Annotated[
+        Path | None,
+        typer.Option(help="LoRA factors: compare their adapter version with the model that has them merged."),
+    ] = None,
     text: Annotated[
         Path | None, typer.Option(help=f"Held-out text; without it the checkpoint's own {HELD_OUT}.")
     ] = None,
@@ -81,14 +89,18 @@ def verify(
 ) -> None:
     """Measure perplexity, KL divergence and top-1 agreement of a bundle against the float model."""
     load_float_model = _float_model()
-    monolith = Monolith.load(bundle)
+    lora = LoraFactors.load(factors) if factors else None
+    monolith = Monolith.load(bundle, adapter=_adapter(bundle, lora) if lora else BASE)
     ids = _tokenize(bundle, text or against / HELD_OUT)[: tokens or None]
     window = min(window, monolith.edge.spec.max_positions)
     windows = list(_windows(ids, window))
     if not windows:
         raise InvalidRequest(f"the text has {len(ids)} tokens: two or more are needed to predict one")
     console = Console(stderr=True)
-    verdict = compare(load_float_model(against), monolith, track(windows, "Verifying", console=console))
+    model = load_float_model(against)
+    if lora:
+        model.merge(lora)
+    verdict = compare(model, monolith, track(windows, "Verifying", console=console))
     if as_json:
         print(json.dumps(verdict.as_dict(), indent=2))
     else:
@@ -118,6 +130,11 @@ def _float_model() -> Callable[[Path], FloatModel]:
         needed = f"trifold verify needs the package {error.name}"
         raise ConfigError(f"{needed}: install Trifold with the extra 'verify'") from None
     return FloatModel.load
+
+
+def _adapter(bundle: Path, factors: LoraFactors) -> str:
+    """The digest of the version that `trifold adapter add` makes of these factors."""
+    return adapter_digest(TierFolder.open(bundle, "edge").manifest.serving_digest, factors.digest())
 
 
 def _windows(ids: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trifold.shared.bundle.factors import LoraFactors
 from trifold.shared.errors import UnsupportedModel
 
 
@@ -33,6 +34,13 @@ class FloatModel:
         except (OSError, ValueError, ImportError) as error:
             raise UnsupportedModel(f"transformers cannot load {checkpoint}: {error}") from error
         return cls(model.train(False))
+
+    @torch.no_grad()
+    def merge(self, factors: LoraFactors) -> None:
+        """Adds the updates of LoRA factors to the weights they name."""
+        for weight in factors.shapes():
+            parameter = self._model.get_parameter(weight)
+            parameter.copy_(torch.from_numpy(factors.merged(weight, parameter.numpy())))
 
     @torch.inference_mode()
     def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:

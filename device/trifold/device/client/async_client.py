@@ -29,6 +29,7 @@ from trifold.shared.errors import DamagedFile, DigestMismatch, InvalidRequest, N
 from trifold.shared.runtime.codec import RowCodec
 from trifold.shared.runtime.sampling import Sampling
 from trifold.shared.runtime.shard import Shard
+from trifold.shared.runtime.versions import ShardVersions
 from trifold.shared.session.channel import connect
 from trifold.shared.session.status import from_rpc_error
 
@@ -53,6 +54,7 @@ class AsyncClient:
         """Loads the device part of the bundle in the folder `bundle`, or in its subfolder `device`.
 
         Prompts are sent in steps of `chunk` tokens, or of fewer where a tier allows only those.
+        New generations use the adapter version that is promoted in that folder, also while the client runs.
 
         Raises DamagedFile naming the file that is not what the manifest says, NotExact when the numerics
         self-test fails here and `inexact` is not given.
@@ -60,9 +62,11 @@ class AsyncClient:
         self._folder = TierFolder.open(Path(bundle), "device")
         self._serving = self._folder.manifest.serving
         self._codec = RowCodec(self._serving.codec, self._serving.spec.hidden)
-        self._shard = Shard.load(self._folder, threads=threads)
-        if not (self._shard.exact or inexact):
+        shard = Shard.load(self._folder, threads=threads)
+        if not (shard.exact or inexact):
             raise NotExact("this processor does not give the bits of the monolith; allow that with --inexact")
+        self._versions = ShardVersions(shard, self._folder, threads=threads, inexact=inexact)
+        self._versions.refresh()
         self._tokenizer = _tokenizer(self._folder)
         self._edge = edge
         self._timeout = timeout
@@ -72,6 +76,12 @@ class AsyncClient:
         self._stub = EdgeServiceStub(self._channel)
         self._closed = False
         self._running: WeakSet[Generation] = WeakSet()
+        self._following = asyncio.create_task(self._versions.follow())
+
+    @property
+    def adapter(self) -> str:
+        """The digest of the adapter version that new generations use; empty for the bundle's own weights."""
+        return self._versions.current.digest
 
     def generate(
         self,
@@ -100,7 +110,7 @@ class AsyncClient:
         """
         self._check_open()
         ids = self._encode(prompt)
-        spec = self._serving.spec
+        spec, version = self._serving.spec, self._versions.current
         _check_number("max_tokens", max_tokens, whole=True)
         if max_tokens < 1:
             raise InvalidRequest(f"max_tokens is {max_tokens}: it must be 1 or above")
@@ -109,27 +119,33 @@ class AsyncClient:
             raise PromptTooLong(f"{asked} do not fit the {spec.max_positions} positions of the model")
         request = Request(
             serving_digest=self._folder.manifest.serving_digest,
+            adapter_digest=version.digest,
             prompt=ids,
             sampling=_sampling(temperature, top_k, top_p, seed),
             max_tokens=max_tokens,
             stop=_stop_strings(stop),
             eos=tuple(spec.eos_ids if eos is None else eos),
         )
-        return self._generation(Journal(request, None if journal is None else Path(journal)))
+        return self._generation(Journal(request, None if journal is None else Path(journal)), version.shard)
 
     def resume(self, journal: Path | str) -> Generation:
         """Goes on with a generation of an earlier process; its first chunk holds what was committed before.
 
-        Raises DamagedFile naming the line, DigestMismatch when the journal belongs to another bundle,
-        InvalidRequest when another process uses it.
+        It stays on the adapter version that it began with, which is loaded here if it is not in use.
+        Raises DamagedFile naming the line, DigestMismatch when the journal belongs to another bundle or to an
+        adapter version that is not here, InvalidRequest when another process uses it.
         """
         self._check_open()
         opened = Journal.open(Path(journal))
-        theirs, ours = opened.request.serving_digest, self._folder.manifest.serving_digest
-        if theirs != ours:
+        try:
+            theirs, ours = opened.request.serving_digest, self._folder.manifest.serving_digest
+            if theirs != ours:
+                what = f"{journal} was written with bundle {theirs[:12]}"
+                raise DigestMismatch(f"{what}, this one is {ours[:12]}")
+            return self._generation(opened, self._versions.load(opened.request.adapter_digest))
+        except BaseException:
             opened.close()
-            raise DigestMismatch(f"{journal} was written with bundle {theirs[:12]}, this one is {ours[:12]}")
-        return self._generation(opened)
+            raise
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a chat that the assistant is to go on with.
@@ -151,6 +167,7 @@ class AsyncClient:
     async def aclose(self) -> None:
         """Ends what still runs and lets the edge know; the client cannot be used again."""
         self._closed = True
+        self._following.cancel()
         await asyncio.gather(*(generation.aclose() for generation in self._running))
         await self._channel.close(grace=1.0)
         self._engine.shutdown()
@@ -176,23 +193,20 @@ class AsyncClient:
             raise InvalidRequest(f"token {wrong[0]} of the prompt is not one of the model's {vocab}")
         return tuple(ids)
 
-    def _generation(self, journal: Journal) -> Generation:
+    def _generation(self, journal: Journal, shard: Shard) -> Generation:
         device = pb.TierInfo(
-            tier="device",
-            fingerprint=self._shard.fingerprint,
-            provider=self._shard.provider,
-            exact=self._shard.exact,
+            tier="device", fingerprint=shard.fingerprint, provider=shard.provider, exact=shard.exact
         )
         link = Link(
             self._stub.Session,
             self._edge,
             journal,
             device,
-            every_row=self._shard.attends,
+            every_row=shard.attends,
             chunk=self._chunk,
             timeout=self._timeout,
         )
-        tail = Tail(self._shard, self._codec, journal, self._engine)
+        tail = Tail(shard, self._codec, journal, self._engine)
         generation = Generation(journal, tail, link, Transcript(self._tokenizer, journal.request))
         self._running.add(generation)
         return generation

@@ -38,7 +38,8 @@ class Client:
         """Loads the device part of the bundle in the folder `bundle`, or in its subfolder `device`.
 
         `edge` is HOST:PORT; it is not called yet. Prompts are sent in steps of `chunk` tokens, or of fewer
-        where a tier allows only those. `threads` of the engine: 0 is one per core.
+        where a tier allows only those. `threads` of the engine: 0 is one per core. New generations use the
+        adapter version that is promoted in that folder, also while the client runs.
 
         Raises DamagedFile naming the file that is not what the manifest says, NotExact when the numerics
         self-test fails here and `inexact` is not given.
@@ -97,12 +98,18 @@ class Client:
     def resume(self, journal: Path | str) -> Generation:
         """Goes on with a generation of an earlier process, by its own parameters.
 
-        Returns an iterator of Chunk; the first holds what was committed before.
+        Returns an iterator of Chunk; the first holds what was committed before. It stays on the adapter
+        version that it began with.
 
-        Raises DamagedFile naming the line, DigestMismatch when the journal belongs to another bundle,
-        InvalidRequest when another process uses it.
+        Raises DamagedFile naming the line, DigestMismatch when the journal belongs to another bundle or to an
+        adapter version that is not here, InvalidRequest when another process uses it.
         """
         return Generation(self._client.resume(journal), self._loop)
+
+    @property
+    def adapter(self) -> str:
+        """The digest of the adapter version that new generations use; empty for the bundle's own weights."""
+        return self._client.adapter
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a chat that the assistant is to go on with.

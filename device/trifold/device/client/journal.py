@@ -32,6 +32,7 @@ class Request(Part):
     format: Literal[1] = 1
     session: str = Field(pattern="^[0-9a-f]{32}$", default_factory=lambda: secrets.token_hex(16), repr=False)
     serving_digest: str
+    adapter_digest: str = Field("", pattern="^([0-9a-f]{64})?$")
     prompt: tuple[int, ...] = Field(min_length=1)
     sampling: Sampling
     max_tokens: int = Field(ge=1)

@@ -114,6 +114,7 @@ class Link:
             session=bytes.fromhex(request.session),
             epoch=self._journal.raise_epoch(),
             serving_digest=request.serving_digest,
+            adapter_digest=request.adapter_digest,
             capacity=request.capacity,
             sampling=pb.Sampling(
                 temperature=request.sampling.temperature,

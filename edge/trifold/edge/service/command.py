@@ -10,9 +10,9 @@ import typer
 
 from trifold.edge.service.service import EdgeService
 from trifold.edge.service.upstream import Core
-from trifold.shared.bundle.manifest import Manifest
+from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.config import EdgeSettings
-from trifold.shared.runtime.shard import Shard
+from trifold.shared.runtime.versions import ShardVersions
 from trifold.shared.session.server import serve as serve_tier
 from trifold.shared.session.startup import load_tier
 
@@ -54,10 +54,14 @@ def serve(
         grace=grace,
         log_level=log_level,
     )
-    asyncio.run(_serve(settings, *load_tier(settings, "edge")))
+    _, shard = load_tier(settings, "edge")
+    folder = TierFolder.open(settings.bundle, "edge")
+    versions = ShardVersions(shard, folder, threads=settings.threads, inexact=settings.inexact)
+    versions.refresh()
+    asyncio.run(_serve(settings, versions))
 
 
-async def _serve(settings: EdgeSettings, manifest: Manifest, shard: Shard) -> None:
+async def _serve(settings: EdgeSettings, versions: ShardVersions) -> None:
     core = Core(settings.core, settings.timeout)
-    service = EdgeService(shard, manifest, core, memory=settings.kv_memory, lease=settings.lease)
+    service = EdgeService(versions, core, memory=settings.kv_memory, lease=settings.lease)
     await serve_tier(service, settings.listen, grace=settings.grace)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from time import perf_counter_ns
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from trifold.edge.service.upstream import Core, CoreStream
 from trifold.proto.v1 import session_pb2 as pb
-from trifold.shared.bundle.manifest import Manifest
-from trifold.shared.errors import Unavailable
+from trifold.shared.errors import DigestMismatch, Unavailable
 from trifold.shared.runtime.shard import Cache, Shard
+from trifold.shared.runtime.versions import ShardVersions
 from trifold.shared.session.conversation import Conversation
 from trifold.shared.session.frames import Steps
 from trifold.shared.session.scheduler import Turn
-from trifold.shared.session.service import TierService
+from trifold.shared.session.service import TierService, info_of
 from trifold.shared.session.stream import Stream, until_first
 from trifold.shared.session.table import Seat
 from trifold.shared.session.window import Lane, Passage
@@ -26,27 +27,36 @@ class EdgeService(TierService):
 
     A session has a stream on either side, and both end together: a core that is lost ends the device's
     stream, and the device opens the session again.
+    It runs on the adapter version that the device opened it with, from its first stream to its last.
     """
 
     name = "trifold.proto.v1.EdgeService"
     takes = "tokens"
 
-    def __init__(self, shard: Shard, manifest: Manifest, core: Core, *, memory: int, lease: float) -> None:
-        super().__init__(shard, manifest, memory=memory, lease=lease)
+    def __init__(self, versions: ShardVersions, core: Core, *, memory: int, lease: float) -> None:
+        super().__init__(versions.base, versions.folder.manifest, memory=memory, lease=lease)
         self._core = core
+        self._versions = versions
+        self._began_with: WeakKeyDictionary[Cache, Shard] = WeakKeyDictionary()
+        self._following = asyncio.create_task(versions.follow())
 
     async def describe(self) -> pb.DescribeResponse:
         own, behind = await super().describe(), await self._core.describe()
         own.tiers.extend(behind.tiers)
         own.max_rows = min(own.max_rows, behind.max_rows)
+        own.adapter_digest = self._versions.current.digest
         return own
 
     async def close(self) -> None:
+        self._following.cancel()
         await super().close()
         await self._core.close()
 
     async def converse(self, stream: Stream, opening: pb.Open, seat: Seat[Cache]) -> None:
+        shard = await self._versions.get(opening.adapter_digest)
         cache = await seat.cache()
+        if self._began_with.setdefault(cache, shard) is not shard:
+            raise DigestMismatch("the session began on another adapter version: resume it on that one")
         steps = self.frames.steps(opening, cache.have)
         towards_core = pb.Open(
             session=opening.session,
@@ -61,11 +71,11 @@ class EdgeService(TierService):
                 steps_in_flight=min(steps.in_flight, core.opened.steps_in_flight),
                 max_rows=min(self.frames.max_rows, core.opened.max_rows),
                 lease_ms=min(round(self.table.lease * 1000), core.opened.lease_ms),
-                tiers=[self.info, *core.opened.tiers],
+                tiers=[info_of(shard), *core.opened.tiers],
             )
             await stream.write(pb.SessionResponse(opened=opened))
             steps.limit(have=opened.have, in_flight=opened.steps_in_flight)
-            await EdgeConversation(self, core, stream, seat, cache, steps).run()
+            await EdgeConversation(self, shard, core, stream, seat, cache, steps).run()
 
 
 class EdgeConversation(Conversation):
@@ -74,6 +84,7 @@ class EdgeConversation(Conversation):
     def __init__(
         self,
         edge: EdgeService,
+        shard: Shard,
         core: CoreStream,
         stream: Stream,
         seat: Seat[Cache],
@@ -82,6 +93,7 @@ class EdgeConversation(Conversation):
     ) -> None:
         super().__init__(stream, seat, cache, steps, edge.scheduler)
         self._edge = edge
+        self._shard = shard
         self._core = core
         self._codec = edge.frames.codec
         self._sent = Lane(self._answer)
@@ -97,7 +109,7 @@ class EdgeConversation(Conversation):
     def compute(self, step: pb.Step) -> bytes:
         base_pos = step.header.base_pos
         tokens = np.array(step.tokens.ids, np.int64)
-        return self._codec.encode(self._edge.shard.run(self.cache, tokens, base_pos), base_pos)
+        return self._codec.encode(self._shard.run(self.cache, tokens, base_pos), base_pos)
 
     async def pass_on(self, passage: Passage) -> None:
         rows = (await passage.turn).value

@@ -11,8 +11,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trifold.shared.bundle.adapter import ADAPTED
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.manifest import TIERS, Manifest
+from trifold.shared.bundle.store import BASE, AdapterStore
 from trifold.shared.errors import DigestMismatch, InvalidRequest, PromptTooLong
 from trifold.shared.runtime.codec import RowCodec
 from trifold.shared.runtime.sampling import Sampling, pick
@@ -47,11 +49,15 @@ class Monolith:
         self.codec = RowCodec(manifest.serving.codec, edge.hidden)
 
     @classmethod
-    def load(cls, path: Path, *, threads: int = 0) -> Monolith:
-        """Load and prove all tiers of the bundle at `path`. Raises DamagedFile, DigestMismatch."""
+    def load(cls, path: Path, *, adapter: str = BASE, threads: int = 0) -> Monolith:
+        """Load and prove all tiers of the bundle at `path`, in the version of digest `adapter`.
+
+        Raises DamagedFile, DigestMismatch.
+        """
         folders = {tier: TierFolder.open(path, tier) for tier in TIERS}
         if len({folder.manifest.serving_digest for folder in folders.values()}) > 1:
             raise DigestMismatch(f"{path}: the folders of the tiers are from different bundles")
+        folders |= {tier: AdapterStore(folders[tier]).open(adapter) for tier in ADAPTED}
         shards = {tier: Shard.load(folder, threads=threads) for tier, folder in folders.items()}
         return cls(folders["edge"].manifest, shards["edge"], shards["cloud"], shards["device"])
 

@@ -57,8 +57,6 @@ class Frames:
             raise DigestMismatch(
                 f"this tier serves bundle {self.digest[:12]}, not {theirs!r}: give all tiers the same bundle"
             )
-        if self.takes == "tokens" and opening.adapter_digest:
-            raise DigestMismatch(f"this tier has no adapter {opening.adapter_digest[:12]!r}")
         if opening.capacity > self.max_positions:
             raise PromptTooLong(
                 f"{opening.capacity} positions do not fit the model's {self.max_positions}: "
