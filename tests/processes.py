@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from trifold.device.demo.service_process import ServiceProcess
+from trifold.shared.cli.service_process import ServiceProcess
 
 Service = Literal["cloud", "edge"]
 

@@ -15,7 +15,7 @@ import pytest
 
 from trifold.device import Chunk, Trace
 from trifold.device.client.trace import LinkUse, TierTime
-from trifold.device.demo.service_process import ServiceProcess
+from trifold.shared.cli.service_process import ServiceProcess
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

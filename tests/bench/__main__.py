@@ -11,6 +11,7 @@ NAMES = {
     "resume": "seconds without a token after a loss",
     "loopback": "the split over loopback against the monolith",
     "speed": "the monolith against transformers and llama.cpp",
+    "federated": "federated against local-only and centralized training, three seeds",
     "memory": "peak memory and time of splitting a 6 GB checkpoint",
 }
 

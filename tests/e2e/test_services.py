@@ -12,8 +12,8 @@ import pytest
 
 from tests.processes import Processes, Service
 from tests.wire import Peer, decoded
-from trifold.device.demo.service_process import ServiceProcess
 from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.cli.service_process import ServiceProcess
 from trifold.shared.errors import Unavailable
 from trifold.shared.runtime.codec import RowCodec
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from trifold.device.client.client import Client
 from trifold.device.demo.completion import Completion
-from trifold.device.demo.service_process import ServiceProcess
+from trifold.shared.cli.service_process import ServiceProcess
 from trifold.shared.errors import TrifoldError
 
 PROMPT = '''def read_lines(path):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from trifold.edge.federation.command import join, train
 from trifold.edge.service.service import EdgeService
 from trifold.edge.service.upstream import Core
 from trifold.shared.bundle.folder import TierFolder
@@ -17,6 +18,8 @@ from trifold.shared.session.server import serve as serve_tier
 from trifold.shared.session.startup import load_tier
 
 edge = typer.Typer(no_args_is_help=True)
+edge.command()(train)
+edge.command()(join)
 
 
 @edge.callback()

@@ -1,0 +1,124 @@
+"""Federation: SuperLink, training process and sites on loopback, each a process, with their logs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from trifold.shared.cli.service_process import ServiceProcess
+from trifold.shared.errors import TrifoldError
+
+_BIN: Final = Path(sys.executable).parent
+_TRIFOLD: Final = (sys.executable, "-m", "trifold.shared.cli.main")
+
+_QUIET: Final = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    # How often Flower's executor looks for a run to start; 3 s unless told.
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+}
+
+
+class Federation:
+    """The processes of one federation, as a context. What they keep and print lies in `folder`.
+
+    `sites` are folders of text by the names of sites; `app` is the Flower app of Trifold.
+    """
+
+    def __init__(self, folder: Path, bundle: Path, sites: Mapping[str, Path], app: Path) -> None:
+        self.folder = folder
+        self.superlink = f"127.0.0.1:{_free_port()}"
+        self.training = ""
+        self.processes: dict[str, int] = {}
+        self._bundle = bundle
+        self._sites = sites
+        self._app = app.absolute()
+        self._stack = ExitStack()
+        paths = {"PATH": f"{_BIN}:{os.environ['PATH']}", "FLWR_HOME": str(folder / "flower")}
+        self._environment = os.environ | paths | _QUIET
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def federate(self, *arguments: str, quiet: bool = True) -> None:
+        """`trifold federate ARGUMENTS`, to its end. Raises TrifoldError with what it printed."""
+        command = [*_TRIFOLD, "federate", *arguments]
+        command += ["--superlink", self.superlink, "--app", str(self._app)]
+        done = subprocess.run(
+            command, capture_output=quiet, text=True, cwd=self.folder, env=self._environment, check=False
+        )
+        if done.returncode:
+            said = f"{done.stdout or ''}{done.stderr or ''}"[-2000:]
+            raise TrifoldError(f"`trifold federate {arguments[0]}` failed; logs are in {self.folder}\n{said}")
+
+    def start_superlink(self) -> None:
+        """Flower's server, and what starts its ServerApps."""
+        host, port = self.superlink.split(":")
+        link = ["--insecure", "--host", host, "--port", port, "--isolation", "process"]
+        link += [
+            "--database",
+            str(self.folder / "flower.sqlite"),
+            "--disable-runtime-dependency-installation",
+        ]
+        self._launch("superlink", str(_BIN / "flower-superlink"), *link)
+        executor = ["--insecure", "--runtime-api-address", self.superlink]
+        self._launch("superexec", str(_BIN / "flower-superexec"), *executor)
+
+    def _start(self) -> None:
+        self.start_superlink()
+        bundle, threads = str(self._bundle), ["--threads", "1"]
+        training = self._stack.enter_context(
+            ServiceProcess(["cloud", "train", bundle, "--listen", "127.0.0.1:0", *threads])
+        )
+        self.training, self.processes["training"] = training.address, training.pid
+        for site, text in self._sites.items():
+            state = self.folder / site
+            told = ["--site", site, "--text", str(text), "--cloud", training.address, "--state", str(state)]
+            trainer = self._stack.enter_context(ServiceProcess(["edge", "train", bundle, *told, *threads]))
+            self.processes[f"{site}-trainer"] = trainer.pid
+            node = [self.superlink, "--insecure", "--trainer", str(state / "trainer.sock")]
+            self._launch(f"{site}-node", *_TRIFOLD, "edge", "join", *node, "--port", str(_free_port()))
+
+    def _launch(self, name: str, *command: str) -> None:
+        """A process without a line that says it is ready: who needs it waits for it."""
+        log = self._stack.enter_context((self.folder / f"{name}.log").open("ab"))
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=self.folder, env=self._environment, start_new_session=True
+        )
+        self._stack.callback(_stop, process)
+        self.processes[name] = process.pid
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """With all that it has started: it leads a session of its own."""
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
