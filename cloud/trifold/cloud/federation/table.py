@@ -1,0 +1,111 @@
+"""What a run has done so far, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from trifold.cloud.federation.metrics import Event
+
+_UP = ("update_up", "rows_up", "gradients_up")
+_DOWN = ("update_down", "rows_down", "gradients_down")
+
+_TITLE = "Held-out loss of each site in nats, with the factors that a round began with"
+
+_SHOWN = 12
+"""Rounds in a table that fits a screen."""
+
+
+@dataclass
+class Progress:
+    """The events of a run, put together. `process` is that of the ServerApp, None before it has begun."""
+
+    rounds: dict[int, Event] = field(default_factory=dict)
+    evaluation: Event | None = None
+    asked: Event | None = None
+    answered: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    process: int | None = None
+    begun: int = 0
+    ended: bool = False
+    failed: str = ""
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> Self:
+        progress = cls()
+        for event in events:
+            progress._take(event)
+        return progress
+
+    def _take(self, event: Event) -> None:
+        match event.get("event"):
+            case "begin":
+                self.begun += 1
+                self.process, self.ended, self.failed, self.asked = event["process"], False, "", None
+            case "asked":
+                self.asked, self.answered = event, []
+            case "answer":
+                self.answered.append(event["site"])
+            case "refused" | "lost" as what:
+                self.notes.append(
+                    f"round {event.get('round', '–')}: {event['site']} {what}: {event['reason']}"
+                )
+            case "round":
+                self.rounds[event["round"]] = event
+                self.asked = None
+            case "evaluation":
+                self.evaluation = event
+            case "end":
+                self.ended = True
+            case "failed":
+                self.failed = event["reason"]
+
+    def render(self, rounds: int) -> Group:
+        """The table, with a line on what happens now, and who was refused or lost."""
+        sites = sorted({site for row in self.rounds.values() for site in row["sites"]})
+        table = Table(title=_TITLE, title_justify="left")
+        for heading in ("round", *sites, "MB up", "MB down", "refused", "lost", "seconds"):
+            table.add_column(heading, justify="right", no_wrap=heading not in ("refused", "lost"))
+        for number, row in sorted(self.rounds.items())[-_SHOWN:]:
+            table.add_row(str(number), *_cells(row, sites))
+        if self.evaluation:
+            losses = [_nats(self.evaluation["sites"].get(site, {}).get("heldout")) for site in sites]
+            table.add_row("after", *losses)
+        return Group(table, self._now(rounds), *(Text(note, style="yellow") for note in self.notes[-5:]))
+
+    def _now(self, rounds: int) -> Text:
+        if self.failed:
+            return Text(f"failed: {self.failed}", style="red")
+        if self.ended:
+            return Text(f"{len(self.rounds)} of {rounds} rounds done", style="green")
+        if self.asked:
+            waiting = sorted(set(self.asked["sites"]) - set(self.answered))
+            return Text(
+                f"round {self.asked['round']} of {rounds}: waiting for {', '.join(waiting) or 'none'}"
+            )
+        return Text("waiting for sites" if self.begun else "waiting for Flower to start the run")
+
+
+def _cells(row: Event, sites: list[str]) -> list[str]:
+    reports = row["sites"]
+    return [
+        *(_nats(reports.get(site, {}).get("heldout")) for site in sites),
+        f"{_total(reports, _UP) / 1e6:.2f}",
+        f"{_total(reports, _DOWN) / 1e6:.2f}",
+        ", ".join(row["refused"]) or "–",
+        ", ".join(row["lost"]) or "–",
+        f"{row['seconds']:.1f}",
+    ]
+
+
+def _total(reports: dict[str, dict[str, Any]], names: Iterable[str]) -> int:
+    return sum(int(report.get(name, 0)) for name in names for report in reports.values())
+
+
+def _nats(loss: float | None) -> str:
+    return "–" if loss is None else f"{loss:.3f}"
