@@ -5,12 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test check bench proto clean
+.PHONY: setup demo federated-demo test check bench proto clean
 
 setup: $(VENV)/serve.done
 
 demo: setup
 	$(BIN)/trifold demo models/trifold-nano $(ARGS)
+
+federated-demo: $(VENV)/train.done
+	rm -rf build/federated-demo
+	$(BIN)/trifold federated-demo models/trifold-nano $(ARGS)
 
 test: $(VENV)/dev.done
 	$(BIN)/pytest $(ARGS)
@@ -37,9 +41,13 @@ $(VENV)/serve.done: pyproject.toml constraints.txt
 	$(PIP) --editable '.[cloud,edge,device]'
 	touch $@
 
-# What the tests need besides: torch, transformers and Flower, for training and as the reference of the shards.
+# What sites and the training process need besides: torch, transformers, peft and Flower.
 # torch is asked for by its exact version, so that a machine that has a CPU build at hand takes that one.
-$(VENV)/dev.done: $(VENV)/serve.done
+$(VENV)/train.done: $(VENV)/serve.done
 	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[cloud,federated]'
+	touch $@
+
+$(VENV)/dev.done: $(VENV)/train.done
 	$(PIP) --editable '.[cloud,federated]' --group dev
 	touch $@

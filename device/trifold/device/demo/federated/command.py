@@ -29,6 +29,7 @@ SETTINGS: Final = (
     "quorum=2",
     "local.learning_rate=0.01",
     "local.warmup=10",
+    "local.evaluate=4",
 )
 
 
