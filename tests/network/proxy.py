@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
@@ -19,13 +20,21 @@ class Proxy:
     """Listens at `address` and passes bytes on to `target` (HOST:PORT), both ways, as an async context.
 
     `delay` is in seconds one way, `bandwidth` in bytes a second and direction (0: no limit).
-    Both may be changed at any time, and hold for what arrives from then on.
+    Both may be changed at any time, and hold for what arrives from then on. `record` is told what passes.
     """
 
-    def __init__(self, target: str, *, delay: float = 0.0, bandwidth: float = 0.0) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        delay: float = 0.0,
+        bandwidth: float = 0.0,
+        record: Callable[[bytes], object] | None = None,
+    ) -> None:
         self.target = target
         self.delay = delay
         self.bandwidth = bandwidth
+        self.record = record
         self.address = ""
         self.connections = 0
         self.bytes_up = 0
@@ -98,6 +107,8 @@ class Proxy:
             free = 0.0
             while True:
                 chunk = await source.read(_CHUNK)
+                if self.record:
+                    self.record(chunk)
                 if up:
                     self.bytes_up += len(chunk)
                 else:

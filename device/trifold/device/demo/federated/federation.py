@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -30,10 +30,18 @@ _QUIET: Final = {
 class Federation:
     """The processes of one federation, as a context. What they keep and print lies in `folder`.
 
-    `sites` are folders of text by the names of sites; `app` is the Flower app of Trifold.
+    `sites` are folders of text by the names of sites; `app` is the Flower app of Trifold. `way` says by which
+    address a site reaches the cloud's (HOST:PORT), where something stands between them.
     """
 
-    def __init__(self, folder: Path, bundle: Path, sites: Mapping[str, Path], app: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        bundle: Path,
+        sites: Mapping[str, Path],
+        app: Path,
+        way: Callable[[str], str] = str,
+    ) -> None:
         self.folder = folder
         self.superlink = f"127.0.0.1:{_free_port()}"
         self.training = ""
@@ -41,6 +49,7 @@ class Federation:
         self._bundle = bundle
         self._sites = sites
         self._app = app.absolute()
+        self._way = way
         self._stack = ExitStack()
         paths = {"PATH": f"{_BIN}:{os.environ['PATH']}", "FLWR_HOME": str(folder / "flower")}
         self._environment = os.environ | paths | _QUIET
@@ -92,10 +101,11 @@ class Federation:
         self.training, self.processes["training"] = training.address, training.pid
         for site, text in self._sites.items():
             state = self.folder / site
-            told = ["--site", site, "--text", str(text), "--cloud", training.address, "--state", str(state)]
+            told = ["--site", site, "--text", str(text), "--state", str(state)]
+            told += ["--cloud", self._way(training.address)]
             trainer = self._stack.enter_context(ServiceProcess(["edge", "train", bundle, *told, *threads]))
             self.processes[f"{site}-trainer"] = trainer.pid
-            node = [self.superlink, "--insecure", "--trainer", str(state / "trainer.sock")]
+            node = [self._way(self.superlink), "--insecure", "--trainer", str(state / "trainer.sock")]
             self._launch(f"{site}-node", *_TRIFOLD, "edge", "join", *node, "--port", str(_free_port()))
 
     def _launch(self, name: str, *command: str) -> None:
