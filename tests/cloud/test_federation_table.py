@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from trifold.cloud.federation.table import Progress
 
 
 def shown(folder: Path, rounds: int = 2) -> str:
-    console = Console(width=120, record=True, quiet=True)
-    console.print(Progress.of(read(folder)).render(rounds))
-    return console.export_text()
+    out = StringIO()
+    Console(width=120, file=out).print(Progress.of(read(folder)).render(rounds))
+    return out.getvalue()
 
 
 def test_the_table_has_every_round_with_losses_bytes_and_who_was_refused(tmp_path: Path) -> None:
