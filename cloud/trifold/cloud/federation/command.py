@@ -118,6 +118,8 @@ def _follow(folder: RunFolder, flower_run: int) -> None:
             if not begun and time.monotonic() - since > _PATIENCE:
                 raise Unavailable(f"Flower did not start run {flower_run}: is there a flower-superexec?")
             time.sleep(_PAUSE)
+    if not console.is_terminal:
+        console.line()
     durable.write(folder.path / PAGE, page(folder.path.name, events).encode())
     if progress.failed:
         raise TrifoldError(f"{progress.failed} (resume with `trifold federate resume {folder.path}`)")

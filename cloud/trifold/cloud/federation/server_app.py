@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from trifold.cloud.federation.folder import RunFolder
 from trifold.cloud.federation.metrics import Log
+from trifold.cloud.federation.pace import shorten
 from trifold.cloud.federation.run import FederatedRun
 from trifold.shared.errors import ConfigError, TrifoldError
 
@@ -19,6 +20,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """The rounds that the run in `folder` of the run config has left."""
+    shorten()
     given = context.run_config.get("folder")
     if not given:
         raise ConfigError("the run config names no folder: start runs with `trifold federate run`")

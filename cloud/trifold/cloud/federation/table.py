@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, Self
 
 from rich.console import Group
@@ -19,6 +20,12 @@ _TITLE = "Held-out loss of each site in nats, with the factors that a round bega
 
 _SHOWN = 12
 """Rounds in a table that fits a screen."""
+
+_COLUMNS = 6
+"""Sites with a column each; of more, the least, mean and most are shown."""
+
+_NAMED = 4
+"""Refused or lost sites of a round that are named; the log has all."""
 
 
 @dataclass
@@ -68,14 +75,16 @@ class Progress:
     def render(self, rounds: int) -> Group:
         """The table, with a line on what happens now, and who was refused or lost."""
         sites = sorted({site for row in self.rounds.values() for site in row["sites"]})
+        if len(sites) > _COLUMNS:
+            sites = []
+        losses = sites or ["best", "mean", "worst"]
         table = Table(title=_TITLE, title_justify="left")
-        for heading in ("round", *sites, "MB up", "MB down", "refused", "lost", "seconds"):
+        for heading in ("round", *losses, "MB up", "MB down", "refused", "lost", "seconds"):
             table.add_column(heading, justify="right", no_wrap=heading not in ("refused", "lost"))
         for number, row in sorted(self.rounds.items())[-_SHOWN:]:
-            table.add_row(str(number), *_cells(row, sites))
+            table.add_row(str(number), *_losses(row, sites), *_cells(row))
         if self.evaluation:
-            losses = [_nats(self.evaluation["sites"].get(site, {}).get("heldout")) for site in sites]
-            table.add_row("after", *losses)
+            table.add_row("after", *_losses(self.evaluation, sites))
         return Group(table, self._now(rounds), *(Text(note, style="yellow") for note in self.notes[-5:]))
 
     def _now(self, rounds: int) -> Text:
@@ -84,27 +93,39 @@ class Progress:
         if self.ended:
             return Text(f"{len(self.rounds)} of {rounds} rounds done", style="green")
         if self.asked:
-            waiting = sorted(set(self.asked["sites"]) - set(self.answered))
-            return Text(
-                f"round {self.asked['round']} of {rounds}: waiting for {', '.join(waiting) or 'none'}"
-            )
+            waiting = _names(sorted(set(self.asked["sites"]) - set(self.answered)))
+            return Text(f"round {self.asked['round']} of {rounds}: waiting for {waiting}")
         return Text("waiting for sites" if self.begun else "waiting for Flower to start the run")
 
 
-def _cells(row: Event, sites: list[str]) -> list[str]:
+def _losses(row: Event, sites: list[str]) -> list[str]:
+    """Of each site, or without sites the least, the mean and the most of all."""
+    known = {site: report["heldout"] for site, report in row["sites"].items() if "heldout" in report}
+    if sites or not known:
+        return [_nats(known.get(site)) for site in sites]
+    losses = sorted(known.values())
+    return [_nats(loss) for loss in (losses[0], fmean(losses), losses[-1])]
+
+
+def _cells(row: Event) -> list[str]:
     reports = row["sites"]
     return [
-        *(_nats(reports.get(site, {}).get("heldout")) for site in sites),
         f"{_total(reports, _UP) / 1e6:.2f}",
         f"{_total(reports, _DOWN) / 1e6:.2f}",
-        ", ".join(row["refused"]) or "–",
-        ", ".join(row["lost"]) or "–",
+        _names(row["refused"]),
+        _names(row["lost"]),
         f"{row['seconds']:.1f}",
     ]
 
 
 def _total(reports: dict[str, dict[str, Any]], names: Iterable[str]) -> int:
     return sum(int(report.get(name, 0)) for name in names for report in reports.values())
+
+
+def _names(sites: Iterable[str]) -> str:
+    names = list(sites)
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more or "–"
 
 
 def _nats(loss: float | None) -> str:

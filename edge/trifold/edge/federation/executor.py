@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from multiprocessing.process import BaseProcess
-from typing import Final
+from typing import Any, Final
 
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
@@ -20,20 +20,24 @@ from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
+from trifold.edge.federation.pace import shorten
+
 _LOADED: Final = [
     "flwr.supernode.runtime.run_clientapp",
     "trifold.edge.federation.client_app",
+    "trifold.edge.federation.executor",
     "trifold.shared.cli.main",
 ]
+
+_PAUSE: Final = 0.05
+"""Seconds between asking for tasks."""
 
 
 class ClientAppExecutor:
     """Takes tasks from the Runtime API of the SuperNode at `address` (HOST:PORT on loopback, no TLS)."""
 
-    def __init__(self, address: str, *, pace: float) -> None:
-        """`pace` is in seconds: how often to ask for a task."""
+    def __init__(self, address: str) -> None:
         self._address = address
-        self._pace = pace
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(_LOADED)
         self._running: list[BaseProcess] = []
@@ -56,11 +60,11 @@ class ClientAppExecutor:
             if taken.HasField("task") and taken.token:
                 self._launch(taken.token)
             self._running = [process for process in self._running if process.is_alive()]
-            time.sleep(self._pace)
+            time.sleep(_PAUSE)
 
     def _launch(self, token: str) -> None:
         process = self._context.Process(
-            target=run_clientapp,
+            target=_run,
             kwargs={
                 "runtime_api_address": self._address,
                 "token": token,
@@ -70,3 +74,9 @@ class ClientAppExecutor:
         )
         process.start()
         self._running.append(process)
+
+
+def _run(**arguments: Any) -> None:
+    """One ClientApp, in a process of its own."""
+    shorten()
+    run_clientapp(**arguments)
