@@ -1,8 +1,8 @@
 """A federated round over links of 20 Mbit/s: bytes, loss and share of time spent on the way, against fp32.
 
-The fp32 form sends rows, gradients and updates in fp32. Each site has links of its own to the cloud's training
-process and to Flower, 20 Mbit/s in each direction, made by a proxy. The share of a round spent communicating
-is by how much it is shorter without that limit.
+The fp32 form sends rows, gradients and updates in fp32. Each site has links of its own to training process
+and to Flower, 20 Mbit/s in each direction, made by a proxy. The share of a round that communication takes is
+by how much it is shorter without that limit.
 """
 
 from __future__ import annotations
