@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -19,10 +19,13 @@ from trifold.device.demo.federated.texts import write_texts
 from trifold.shared.cli.service_process import ServiceProcess
 from trifold.shared.errors import ConfigError, TrifoldError
 
-PROMPT: Final = "Permission is hereby granted, free of charge, to any person"
+PROMPT: Final = " |  copy(self)\n |      Return a"
+"""Of a manual page."""
 
 CUTS: Final = "2/5"
 """With a layer on the device, so that both of a site's shards are trained."""
+
+_SAMPLING: Final[dict[str, Any]] = {"max_tokens": 64, "temperature": 0.7, "top_p": 0.9, "seed": 1}
 
 SETTINGS: Final = (
     "sites=3",
@@ -66,11 +69,11 @@ def federated_demo(
         digest = _trifold("adapter", "add", str(bundle), str(run / "adapter.safetensors")).split()[-1]
         _trifold("adapter", "promote", str(bundle), digest)
         console.print(f"[bold]Promoted[/] {digest[:12]} into the tiers that serve; nothing was restarted\n")
-        after = _until_changed(client, prompt, before)
-    console.print(f"[bold]Before[/] [dim]{prompt}[/]", end="")
-    console.out(before, highlight=False)
-    console.print(f"\n[bold]After[/] [dim]{prompt}[/]", end="")
-    console.out(after, highlight=False)
+        _wait_for(client, digest)
+        after = _complete(client, prompt)
+    for when, text in (("Before", before), ("After", after)):
+        console.print(f"[bold]{when}[/]")
+        console.out(prompt + text, highlight=False)
 
 
 @contextmanager
@@ -86,16 +89,16 @@ def _serving(bundle: Path) -> Iterator[str]:
 
 
 def _complete(client: Client, prompt: str) -> str:
-    return "".join(chunk.text for chunk in client.generate(prompt, max_tokens=48))
+    return "".join(chunk.text for chunk in client.generate(prompt, **_SAMPLING))
 
 
-def _until_changed(client: Client, prompt: str, before: str) -> str:
-    """The completion by the version that was promoted, which the tiers take up within some seconds."""
-    for _ in range(20):
-        if (after := _complete(client, prompt)) != before:
-            break
+def _wait_for(client: Client, digest: str) -> None:
+    """Until new sessions get the version. Raises TrifoldError when they do not for long."""
+    for _ in range(60):
+        if client.adapter == digest:
+            return
         time.sleep(0.5)
-    return after
+    raise TrifoldError(f"the device has not taken up the version {digest[:12]}")
 
 
 def _trifold(*arguments: str) -> str:
