@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer
 
 from tests.bench.nano import CHECKPOINT
+from trifold.cloud.federation.settings import RunSettings
 from trifold.cloud.split.split import split
 from trifold.device.demo.federated.command import SETTINGS
 from trifold.device.demo.federated.federation import Federation
@@ -37,10 +38,9 @@ from trifold.shared.training.training import TrainSettings, evaluate, train
 SEEDS: Final = (0, 1, 2)
 ROUNDS: Final = 8
 STEPS: Final = 12
-SEQUENCES: Final = 8
-LENGTH: Final = 128
-LEARNING_RATE: Final = 0.01
-WARMUP: Final = 10
+LOCAL: Final = RunSettings.read(None, SETTINGS).local
+"""What the sites of the federation are told: the others train by the same."""
+
 _BATCHES: Final = 16
 """Of held-out text."""
 
@@ -92,8 +92,8 @@ def main() -> None:
 def _trained(house: House, seed: int, text: SiteText, texts: Mapping[str, SiteText]) -> dict[str, float]:
     """The held-out losses after training on one text."""
     model = house.model(seed)
-    batches = text.batches(SEQUENCES, LENGTH, seed=seed, start=0)
-    train(model, batches, TrainSettings(ROUNDS * STEPS, LEARNING_RATE, warmup=WARMUP))
+    batches = text.batches(LOCAL.sequences, LOCAL.length, seed=seed, start=0)
+    train(model, batches, TrainSettings(ROUNDS * STEPS, LOCAL.learning_rate, warmup=LOCAL.warmup))
     return _losses(model, texts)
 
 
@@ -121,7 +121,8 @@ def _pooled(texts: Mapping[str, SiteText]) -> SiteText:
 def _losses(model: SiteModel, texts: Mapping[str, SiteText]) -> dict[str, float]:
     """Nats a token on each site's held-out text."""
     return {
-        site: evaluate(model, text.evaluation(SEQUENCES, LENGTH, _BATCHES)) for site, text in texts.items()
+        site: evaluate(model, text.evaluation(LOCAL.sequences, LOCAL.length, _BATCHES))
+        for site, text in texts.items()
     }
 
 

@@ -13,7 +13,7 @@ from typing import Final, Self, TypeVar
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from trifold.edge.federation.train_stream import TrainStream, nonsense
+from trifold.edge.federation.train_stream import TrainStream
 from trifold.proto.v1 import train_pb2 as pb
 from trifold.shared.bundle.manifest import CodecName, Manifest
 from trifold.shared.errors import (
@@ -26,6 +26,7 @@ from trifold.shared.errors import (
 )
 from trifold.shared.runtime.codec import RowCodec
 from trifold.shared.session.channel import connect
+from trifold.shared.session.ending import nonsense
 from trifold.shared.session.frames import SESSION_BYTES
 from trifold.shared.session.pieces import pieces
 from trifold.shared.session.status import from_rpc_error

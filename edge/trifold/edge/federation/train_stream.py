@@ -11,8 +11,8 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from trifold.proto.v1 import train_pb2 as pb
-from trifold.shared.errors import BadRows, TrifoldError
-from trifold.shared.session.ending import Ending
+from trifold.shared.errors import BadRows
+from trifold.shared.session.ending import Ending, nonsense
 from trifold.shared.session.pieces import joined
 
 _GOODBYE_SECONDS: Final = 1.0
@@ -95,8 +95,3 @@ class TrainStream:
         if response.WhichOneof("kind") != kind:
             raise nonsense(self._name, f"{response.WhichOneof('kind') or 'nothing'} instead of {kind}")
         return response
-
-
-def nonsense(name: str, what: str) -> TrifoldError:
-    """The error for a peer that does not keep to the protocol."""
-    return TrifoldError(f"{name} sent {what}: is it of the same version of Trifold?")

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import DeadlineExceeded, TrifoldError, Unavailable
 from trifold.shared.session.channel import connect
-from trifold.shared.session.ending import Ending
+from trifold.shared.session.ending import Ending, nonsense
 from trifold.shared.session.status import from_rpc_error
 
 _CORE: Final = "/trifold.proto.v1.CoreService"
@@ -165,8 +165,3 @@ class CoreStream:
             return pb.SessionResponse.FromString(data), len(data)
         except DecodeError:
             raise self.nonsense("a message that is not a SessionResponse") from None
-
-
-def nonsense(name: str, what: str) -> TrifoldError:
-    """The error for a peer that does not keep to the protocol."""
-    return TrifoldError(f"{name} sent {what}: is it of the same version of Trifold?")

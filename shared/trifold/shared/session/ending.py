@@ -18,6 +18,11 @@ _PATIENCE: Final = 1.0
 """Seconds to wait for the peer's status after a write has failed; a lost connection may bring none."""
 
 
+def nonsense(name: str, what: str) -> TrifoldError:
+    """The error for a peer that does not keep to the protocol."""
+    return TrifoldError(f"{name} sent {what}: is it of the same version of Trifold?")
+
+
 class Ending:
     """The end of a call to `peer`; to be made before the call's first write.
 
