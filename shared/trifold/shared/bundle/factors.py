@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,19 +64,6 @@ class LoraFactors:
             return cls(tensors, alpha, rank)
         except InvalidRequest as error:
             raise InvalidRequest(f"{path}: {error.message}") from None
-
-    def save(self, path: Path) -> None:
-        """Write what `load` reads; equal factors give equal bytes."""
-        header: dict[str, Any] = {"__metadata__": {"alpha": repr(float(self.alpha)), "rank": str(self.rank)}}
-        end = 0
-        for name, values in sorted(self.tensors.items()):
-            start, end = end, end + values.nbytes
-            header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [start, end]}
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        with path.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.writelines(_bytes(values) for _, values in sorted(self.tensors.items()))
 
     def digest(self) -> str:
         """SHA-256 over names, shapes, alpha, rank and values, lower-case hex."""

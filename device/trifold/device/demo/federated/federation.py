@@ -68,8 +68,11 @@ class Federation:
     ) -> None:
         self._stack.close()
 
-    def federate(self, *arguments: str, quiet: bool = True) -> None:
-        """`trifold federate ARGUMENTS`, to its end. Raises TrifoldError with what it printed."""
+    def federate(self, *arguments: str, quiet: bool = True) -> str:
+        """`trifold federate ARGUMENTS`, to its end; returns what it printed where that is `quiet`.
+
+        Raises TrifoldError with what it printed.
+        """
         command = [*_TRIFOLD, "federate", *arguments]
         command += ["--superlink", self.superlink, "--app", str(self._app)]
         done = subprocess.run(
@@ -78,8 +81,9 @@ class Federation:
         if done.returncode:
             said = f"{done.stdout or ''}{done.stderr or ''}"[-2000:]
             raise TrifoldError(f"`trifold federate {arguments[0]}` failed; logs are in {self.folder}\n{said}")
+        return done.stdout or ""
 
-    def start_superlink(self) -> None:
+    def _start_superlink(self) -> None:
         """Flower's server, and what starts its ServerApps."""
         host, port = self.superlink.split(":")
         link = ["--insecure", "--host", host, "--port", port, "--isolation", "process"]
@@ -93,7 +97,7 @@ class Federation:
         self._launch("superexec", str(_BIN / "flower-superexec"), *executor)
 
     def _start(self) -> None:
-        self.start_superlink()
+        self._start_superlink()
         bundle, threads = str(self._bundle), ["--threads", "1"]
         training = self._stack.enter_context(
             ServiceProcess(["cloud", "train", bundle, "--listen", "127.0.0.1:0", *threads])
