@@ -14,11 +14,11 @@ from tests.cloud.parities import FEATURES
 from tests.shared.sites import floats, shard, site, tokens, train_bundle, unsettle
 from trifold.cloud.split.split import split
 from trifold.shared.bundle.folder import TierFolder
-from trifold.shared.bundle.manifest import Cuts
+from trifold.shared.bundle.manifest import FLOATS, Cuts
 from trifold.shared.errors import ConfigError, DamagedFile, UnsupportedModel
 from trifold.shared.model.checkpoint import Checkpoint
 from trifold.shared.training.shard import TorchShard
-from trifold.shared.training.slices import FLOATS, FloatSlice
+from trifold.shared.training.slices import FloatSlice
 
 CASES = [(family, name) for family in FEATURES for name in FEATURES[family] if name != "fp8"]
 

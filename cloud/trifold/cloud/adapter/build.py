@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from trifold.cloud.split.floats import CONFIG, FLOATS
 from trifold.cloud.split.graph.matrix import Float, Source
 from trifold.cloud.split.graph.shard import build
 from trifold.cloud.split.graph.weights import WEIGHTS, WeightsFile
@@ -23,7 +22,7 @@ from trifold.cloud.split.split import MODEL
 from trifold.shared.bundle.adapter import ADAPTER, Adapter, Origin, adapter_digest
 from trifold.shared.bundle.factors import LoraFactors
 from trifold.shared.bundle.folder import TierFolder
-from trifold.shared.bundle.manifest import FileEntry
+from trifold.shared.bundle.manifest import CONFIG, FLOATS, FileEntry
 from trifold.shared.bundle.store import AdapterStore, stores
 from trifold.shared.errors import ConfigError, DamagedFile, InvalidRequest
 from trifold.shared.model.checkpoint import Checkpoint

@@ -13,12 +13,9 @@ import ml_dtypes
 import numpy as np
 
 from trifold.cloud.split.graph.matrix import Source
-from trifold.shared.bundle.manifest import Cuts, FileEntry, Tier
+from trifold.shared.bundle.manifest import CONFIG, FLOATS, Cuts, FileEntry, Tier
 from trifold.shared.model.checkpoint import Checkpoint
 from trifold.shared.model.shapes import tensor_shapes
-
-FLOATS: Final = "float.safetensors"
-CONFIG: Final = "config.json"
 
 _DTYPES: Final[dict[str, tuple[str, Any]]] = {
     "float32": ("F32", np.float32),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from pydantic import Field
 
@@ -19,6 +19,11 @@ TIERS: tuple[Tier, ...] = get_args(Tier)
 
 Quantization = Literal["int8", "int4", "none"]
 CodecName = Literal["int8", "bf16", "none"]
+
+
+FLOATS: Final = "float.safetensors"
+CONFIG: Final = "config.json"
+"""Of a tier's float slice, which training needs."""
 
 
 class Cuts(Part):

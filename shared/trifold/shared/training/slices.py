@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 import torch
 from safetensors.torch import load
 
 from trifold.shared.bundle.folder import TierFolder
-from trifold.shared.bundle.manifest import Cuts, Tier
+from trifold.shared.bundle.manifest import CONFIG, FLOATS, Cuts, Tier
 from trifold.shared.errors import ConfigError
 from trifold.shared.model.families.registry import family_of
 from trifold.shared.model.fields import Fields
 from trifold.shared.model.names import Names
 from trifold.shared.model.spec import ModelSpec
-
-FLOATS: Final = "float.safetensors"
-CONFIG: Final = "config.json"
 
 
 class FloatSlice:
