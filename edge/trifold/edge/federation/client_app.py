@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from trifold.edge.federation.frames import Record, ask
-from trifold.shared.errors import TrifoldError
+from trifold.shared.errors import InvalidRequest, TrifoldError
 
 RECORD: Final = "trifold"
 """As in the server's messages: the one record of ours."""
@@ -49,6 +49,14 @@ def _relay(action: str, message: Message, context: Context) -> Message:
         request["partition"] = int(context.node_config["partition-id"])
     try:
         answer = ask(socket, request, patience=_PATIENCE[action])
+        _check_size(answer, request)
     except TrifoldError as error:
         answer = {"refusal": error.message}
     return Message(RecordDict({RECORD: ConfigRecord(answer)}), reply_to=message)
+
+
+def _check_size(answer: Record, request: Record) -> None:
+    """Raises InvalidRequest for an update that no trainer of ours makes, before Flower carries it."""
+    size, most = len(answer.get("data", b"")), len(request.get("data", b""))
+    if request["action"] != "describe" and size > most:
+        raise InvalidRequest(f"the update has {size} bytes, the factors that it changes have {most}")

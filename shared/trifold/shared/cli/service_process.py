@@ -39,6 +39,7 @@ class ServiceProcess:
             self.address = self._wait_until_ready(timeout)
         except BaseException:
             self.kill()
+            self._errors.close()
             raise
 
     @property
@@ -72,6 +73,7 @@ class ServiceProcess:
     ) -> None:
         if self._process.poll() is None:
             self.terminate()
+        self._reap()
         self._errors.close()
 
     def _reap(self) -> int:

@@ -31,7 +31,8 @@ class Federation:
     """The processes of one federation, as a context. What they keep and print lies in `folder`.
 
     `sites` are folders of text by the names of sites; `app` is the Flower app of Trifold. `way` says by which
-    address a site reaches the cloud's (HOST:PORT), where something stands between them.
+    address a site reaches the cloud's (HOST:PORT), where something stands between them. `processes` are ids
+    by name: `superlink`, `superexec`, `training`, and `SITE-trainer` and `SITE-node` of each site.
     """
 
     def __init__(
@@ -44,20 +45,28 @@ class Federation:
     ) -> None:
         self.folder = folder
         self.superlink = f"127.0.0.1:{_free_port()}"
-        self.training = ""
+        self.training = f"127.0.0.1:{_free_port()}"
         self.processes: dict[str, int] = {}
-        self._bundle = bundle
-        self._sites = sites
         self._app = app.absolute()
-        self._way = way
         self._stack = ExitStack()
         paths = {"PATH": f"{_BIN}:{os.environ['PATH']}", "FLWR_HOME": str(folder / "flower")}
         self._environment = os.environ | paths | _QUIET
+        self._services = {"training": ["cloud", "train", str(bundle), "--listen", self.training]}
+        self._others = self._flower()
+        for site, text in sites.items():
+            state = folder / site
+            told = ["--site", site, "--text", str(text), "--state", str(state)]
+            told += ["--cloud", way(self.training)]
+            self._services[f"{site}-trainer"] = ["edge", "train", str(bundle), *told]
+            node = [way(self.superlink), "--insecure", "--trainer", str(state / "trainer.sock")]
+            node += ["--port", str(_free_port())]
+            self._others[f"{site}-node"] = [*_TRIFOLD, "edge", "join", *node]
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._start()
+            for name in (*self._services, *self._others):
+                self.start(name)
         except BaseException:
             self._stack.close()
             raise
@@ -83,43 +92,45 @@ class Federation:
             raise TrifoldError(f"`trifold federate {arguments[0]}` failed; logs are in {self.folder}\n{said}")
         return done.stdout or ""
 
-    def _start_superlink(self) -> None:
+    def start(self, name: str) -> None:
+        """One of the processes, for the first time or after a `kill`."""
+        if told := self._services.get(name):
+            service = self._stack.enter_context(ServiceProcess([*told, "--threads", "1"]))
+            self.processes[name] = service.pid
+        else:
+            self.processes[name] = self._launch(name, self._others[name])
+
+    def kill(self, name: str) -> None:
+        """Ends it at once (SIGKILL), as a crash would, and what it has started lives on."""
+        os.kill(self.processes[name], signal.SIGKILL)
+        # Its ports are free when this returns; who has started it still learns how it ended.
+        os.waitid(os.P_PID, self.processes[name], os.WEXITED | os.WNOWAIT)
+
+    def _flower(self) -> dict[str, list[str]]:
         """Flower's server, and what starts its ServerApps."""
         host, port = self.superlink.split(":")
         link = ["--insecure", "--host", host, "--port", port, "--isolation", "process"]
-        link += [
-            "--database",
-            str(self.folder / "flower.sqlite"),
-            "--disable-runtime-dependency-installation",
-        ]
-        self._launch("superlink", str(_BIN / "flower-superlink"), *link)
+        link += ["--database", str(self.folder / "flower.sqlite")]
+        link += ["--disable-runtime-dependency-installation"]
         executor = ["--insecure", "--runtime-api-address", self.superlink]
-        self._launch("superexec", str(_BIN / "flower-superexec"), *executor)
+        return {
+            "superlink": [str(_BIN / "flower-superlink"), *link],
+            "superexec": [str(_BIN / "flower-superexec"), *executor],
+        }
 
-    def _start(self) -> None:
-        self._start_superlink()
-        bundle, threads = str(self._bundle), ["--threads", "1"]
-        training = self._stack.enter_context(
-            ServiceProcess(["cloud", "train", bundle, "--listen", "127.0.0.1:0", *threads])
-        )
-        self.training, self.processes["training"] = training.address, training.pid
-        for site, text in self._sites.items():
-            state = self.folder / site
-            told = ["--site", site, "--text", str(text), "--state", str(state)]
-            told += ["--cloud", self._way(training.address)]
-            trainer = self._stack.enter_context(ServiceProcess(["edge", "train", bundle, *told, *threads]))
-            self.processes[f"{site}-trainer"] = trainer.pid
-            node = [self._way(self.superlink), "--insecure", "--trainer", str(state / "trainer.sock")]
-            self._launch(f"{site}-node", *_TRIFOLD, "edge", "join", *node, "--port", str(_free_port()))
-
-    def _launch(self, name: str, *command: str) -> None:
-        """A process without a line that says it is ready: who needs it waits for it."""
-        log = self._stack.enter_context((self.folder / f"{name}.log").open("ab"))
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=self.folder, env=self._environment, start_new_session=True
-        )
+    def _launch(self, name: str, command: list[str]) -> int:
+        """A process without a line that says it is ready: who needs it waits for it. Returns its id."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env=self._environment,
+                start_new_session=True,
+            )
         self._stack.callback(_stop, process)
-        self.processes[name] = process.pid
+        return process.pid
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
