@@ -13,6 +13,7 @@ NAMES = {
     "speed": "the monolith against transformers and llama.cpp",
     "federated": "federated against local-only and centralized training, three seeds",
     "uplink": "bytes, loss and time of federated rounds over 20 Mbit/s, int8 against fp32",
+    "variants": "what federated rounds travel as and how factors are averaged, three seeds",
     "hostile": "strategies with one site of five that flips the sign of its updates, three seeds",
     "kills": "federated runs in which processes are killed: the same adapter, bit for bit?",
     "memory": "peak memory and time of splitting a 6 GB checkpoint",

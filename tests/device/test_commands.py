@@ -205,18 +205,14 @@ def test_an_interrupt_cancels_the_generation_and_frees_it(
         running.stdout.read()
         assert running.stderr.read() == b"trifold: the generation was cancelled\n"
     assert running.returncode == errors.Cancelled.exit_code
-    assert sessions(tiers) == 0
+    wait_until_no_session_is_left(tiers)
 
 
 def test_a_reader_that_leaves_ends_the_generation(tiers: Processes, device: list[str]) -> None:
     command = " ".join([*TRIFOLD, "generate", *device, "--prompt", "Once", "--max-tokens", "250"])
     ended = subprocess.run(f"{command} | head -c 3", shell=True, capture_output=True, text=True, check=False)
     assert ended.stderr == ""
-    for _ in range(100):
-        if not sessions(tiers):
-            return
-        time.sleep(0.05)
-    pytest.fail("the session is still there")
+    wait_until_no_session_is_left(tiers)
 
 
 def test_a_chat_keeps_its_history(tiers: Processes, device: list[str]) -> None:
