@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +213,114 @@ def test_a_damaged_version_is_refused_by_file_name_and_not_promoted(
         store.open(digest)
 
 
+def altered(path: Path) -> None:
+    flip(path / "weights.bin", 1000)
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path / "weights.bin", 100)
+
+
+def without_weights(path: Path) -> None:
+    (path / "weights.bin").unlink()
+
+
+def without_description(path: Path) -> None:
+    (path / "adapter.json").unlink()
+
+
+def empty(path: Path) -> None:
+    shutil.rmtree(path)
+    path.mkdir()
+
+
+def a_file(path: Path) -> None:
+    shutil.rmtree(path)
+    path.touch()
+
+
+def a_broken_link(path: Path) -> None:
+    shutil.rmtree(path)
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize(
+    "damage", [altered, truncated, without_weights, without_description, empty, a_file, a_broken_link]
+)
+def test_a_damaged_version_is_mended_by_adding_it_again_and_a_sound_one_left_alone(
+    bundle: Path, factors: LoraFactors, damage: Callable[[Path], None]
+) -> None:
+    digest = add_version(bundle, factors, ORIGIN)
+    edge, device = stores(bundle)
+    good = edge.version(digest).read("weights.bin")
+    damage(edge.path / digest)
+    with pytest.raises((DamagedFile, DigestMismatch)) as refusal:
+        promote(bundle, digest)
+    assert "add" in refusal.value.message
+    assert "split again" not in refusal.value.message
+    assert add_version(bundle, factors, Origin(producer="the mender")) == digest
+    assert edge.version(digest).read("weights.bin") == good
+    producers = [store.version(digest).adapter.origin.producer for store in (edge, device)]
+    assert producers == ["the mender", "tests"]
+    promote(bundle, digest)
+
+
+def test_a_damaged_version_does_not_keep_others_from_being_listed_and_promoted(
+    checkpoint: Path, bundle: Path, factors: LoraFactors, tmp_path: Path
+) -> None:
+    good = add_version(bundle, factors, ORIGIN)
+    bad = add_version(bundle, random_factors(checkpoint, bundle, seed=1), ORIGIN)
+    truncated(bundle / "edge" / "adapters" / bad)
+    listed = {entry["digest"]: entry for entry in json.loads(run("list", bundle, "--json"))}
+    assert {*listed} == {"", good, bad}
+    assert not listed[good]["problems"]
+    assert f"{bad}/weights.bin: has 100 bytes" in listed[bad]["problems"]["edge"]
+    assert listed[bad]["tiers"] == ["edge", "device"]
+    assert (listed[bad]["producer"], listed[bad]["round"]) == ("tests", 3)
+    assert "(unusable)" in run("list", bundle)
+    assert good[:12] in run("promote", bundle, good[:8])
+    with pytest.raises(DamagedFile, match=rf"{bad}/weights\.bin"):
+        run("promote", bundle, bad[:8])
+    without_description(bundle / "device" / "adapters" / bad)
+    [unknown] = [entry for entry in json.loads(run("list", bundle, "--json")) if entry["digest"] == bad]
+    assert list(unknown["problems"]) == ["edge", "device"]
+
+
+def test_what_a_killed_builder_left_is_swept_away_by_the_next(bundle: Path, factors: LoraFactors) -> None:
+    left = bundle / "edge" / "adapters" / ".building.abc" / "version"
+    left.mkdir(parents=True)
+    (left / "weights.bin").write_bytes(b"half")
+    digest = add_version(bundle, factors, ORIGIN)
+    names = {path.name for path in (bundle / "edge" / "adapters").iterdir()}
+    assert names == {digest, ".building"}
+
+
+def test_builders_at_the_same_time_wait_for_each_other(bundle: Path, factors: LoraFactors) -> None:
+    with ThreadPoolExecutor(4) as executor:
+        digests = {*executor.map(lambda _: add_version(bundle, factors, ORIGIN), range(4))}
+    [digest] = digests
+    for store in stores(bundle):
+        store.verify(digest)
+
+
+def test_a_version_is_on_the_disk_before_it_has_its_name_and_so_is_the_name_when_it_is_added(
+    bundle: Path, factors: LoraFactors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, synced = os.fsync, list[tuple[str, bool]]()
+
+    def note(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        store = bundle.resolve() / "edge" / "adapters"
+        if path.is_relative_to(store):
+            synced.append((path.name, any(len(child.name) == 64 for child in store.iterdir())))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    add_version(bundle, factors, ORIGIN)
+    assert {*synced[:-1]} == {("adapter.json", False), ("weights.bin", False), ("version", False)}
+    assert synced[-1] == ("adapters", True)
+
+
 @pytest.mark.parametrize("digest", ["ab" * 32, "..", "../edge", "current", "AB" * 32, "a"])
 def test_a_version_that_is_not_there_is_refused(bundle: Path, digest: str) -> None:
     for act in (lambda: promote(bundle, digest), lambda: AdapterStore.open(stores(bundle)[0], digest)):
@@ -242,16 +353,75 @@ def test_promotions_are_taken_back_one_after_the_other(
     promote(bundle / "edge", first)
     promote(bundle / "device", second)
     promote(bundle, "")
-    with pytest.raises(ConfigError, match="promote one by its digest"):
+    with pytest.raises(
+        ConfigError, match=f"edge had {first[:12]}, the device had {second[:12]}: promote one"
+    ):
         rollback(bundle)
 
 
-@pytest.mark.parametrize("content", [b"nonsense\n", b"\xff\xff", b"ab\n", b"../../etc\n"])
+def test_a_promotion_that_reached_one_tier_is_told_and_can_be_made_again(
+    bundle: Path, factors: LoraFactors
+) -> None:
+    digest = add_version(bundle, factors, ORIGIN)
+    draft = bundle / "device" / "adapters" / f".current.{os.getpid()}"
+    draft.mkdir()  # a file of this name cannot be written
+    with pytest.raises(ConfigError, match="device/adapters/current: cannot be written"):
+        promote(bundle, digest)
+    with pytest.raises(ConfigError, match=f"the edge has {digest[:12]}, the device has base: promote one"):
+        rollback(bundle)
+    draft.rmdir()
+    promote(bundle, digest)
+    assert [store.history() for store in stores(bundle)] == [[digest], [digest]]
+    assert rollback(bundle) == ""
+
+
+def test_what_was_taken_back_was_promoted_and_what_was_added_was_not(
+    checkpoint: Path, bundle: Path, factors: LoraFactors
+) -> None:
+    first = add_version(bundle, factors, ORIGIN)
+    second = add_version(bundle, random_factors(checkpoint, bundle, seed=1), ORIGIN)
+    promote(bundle, first)
+    rollback(bundle)
+    for store in stores(bundle):
+        assert (store.history(), store.promoted()) == ([], {first})
+    promote(bundle, second)
+    promote(bundle, first)
+    rollback(bundle)
+    for store in stores(bundle):
+        assert (store.history(), store.promoted()) == ([second], {first, second})
+
+
+def test_promotions_at_the_same_time_are_all_made_and_the_tiers_agree(checkpoint: Path, bundle: Path) -> None:
+    digests = [
+        add_version(bundle, random_factors(checkpoint, bundle, seed=seed, tiers=["edge"]), ORIGIN)
+        for seed in range(6)
+    ]
+    with ThreadPoolExecutor(len(digests)) as executor:
+        list(executor.map(partial(promote, bundle), digests))
+    edge, device = stores(bundle)
+    assert sorted(edge.history()) == sorted(digests)
+    assert edge.history() == device.history()
+
+
+@pytest.mark.parametrize("content", [b"nonsense\n", b"\xff\xff", b"ab\n", b"../../etc\n", b"--base\n"])
 def test_a_damaged_promotion_is_refused_by_file_name(bundle: Path, content: bytes) -> None:
     promote(bundle, "")
     (bundle / "edge" / "adapters" / "current").write_bytes(content)
     with pytest.raises(DamagedFile, match="edge/adapters/current"):
         stores(bundle)[0].current()
+
+
+def test_a_promotion_changes_nothing_where_one_of_the_tiers_is_damaged(
+    bundle: Path, factors: LoraFactors
+) -> None:
+    digest = add_version(bundle, factors, ORIGIN)
+    damaged = bundle / "device" / "adapters" / "current"
+    damaged.write_text("nonsense")
+    with pytest.raises(DamagedFile, match="device/adapters/current"):
+        promote(bundle, digest)
+    assert stores(bundle)[0].current() == ""
+    damaged.unlink()
+    promote(bundle, digest)
 
 
 def run(*arguments: str | Path, code: int = 0) -> str:

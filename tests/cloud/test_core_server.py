@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -84,6 +86,22 @@ async def test_who_still_runs_when_the_grace_is_over_is_told_to_resume(core: Run
     error = await talk.end()
     assert type(error) is Unavailable
     assert "resume" in error.message
+
+
+async def test_a_session_that_failed_leaves_nothing_in_memory(core: RunningCore, peer: Peer) -> None:
+    talk = await opened(core, peer, held=4)
+    [session] = core.service.table._sessions.values()
+    assert session.cache is not None
+    cache = weakref.ref(session.cache)
+    del session
+    await talk.say(b"\xff")
+    assert type(await talk.end()) is InvalidRequest
+
+    def gone() -> bool:
+        gc.collect()
+        return cache() is None
+
+    await settled(gone)
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "example.org:0"])

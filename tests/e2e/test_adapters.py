@@ -21,7 +21,7 @@ from trifold.device.client.generation import Generation
 from trifold.device.client.journal import Journal
 from trifold.shared.bundle.adapter import Origin
 from trifold.shared.bundle.manifest import Cuts
-from trifold.shared.bundle.store import promote, rollback
+from trifold.shared.bundle.store import promote, rollback, stores
 from trifold.shared.errors import DamagedFile, DigestMismatch
 from trifold.shared.model.checkpoint import Checkpoint
 from trifold.shared.runtime.monolith import Monolith
@@ -149,11 +149,26 @@ async def test_a_session_is_resumed_on_its_own_version_by_whoever_comes_later(
         opened.close()
 
 
-async def test_a_session_cannot_change_its_version_nor_begin_on_one_that_is_not_here(house: House) -> None:
+async def test_a_session_on_a_version_that_was_taken_back_is_resumed_by_an_edge_that_never_had_it(
+    house: House,
+) -> None:
+    promote(house.bundle, house.adapter)
+    await house.in_force(house.adapter)
+    generation = house.generation(7)
+    begun = [token for _ in range(10) for token in (await anext(generation)).token_ids]
+    rollback(house.bundle)
+    await asyncio.to_thread(house.tiers.kill, "edge")
+    await asyncio.to_thread(house.tiers.start, "edge")
+    assert begun + await tokens_of(generation) == house.expected(house.adapter, 7)
+
+
+async def test_a_session_cannot_change_its_version_nor_begin_on_one_that_was_never_promoted(
+    house: House,
+) -> None:
     digest = house.client._folder.manifest.serving_digest
     async with Peer.at(house.tiers.edge, "EdgeService") as peer:
-        for unknown in ("ab" * 32, "../../../edge", "current", "x"):
-            with pytest.raises(DigestMismatch, match="the edge has no adapter version"):
+        for unknown in ("ab" * 32, "../../../edge", "current", "x", house.adapter):
+            with pytest.raises(DigestMismatch, match="the edge has no promoted adapter version"):
                 await peer.call().open(digest, adapter_digest=unknown)
         talk = peer.call()
         base = await talk.open(digest)
@@ -161,6 +176,7 @@ async def test_a_session_cannot_change_its_version_nor_begin_on_one_that_is_not_
         await talk.result()
         with pytest.raises(DigestMismatch, match="began on another adapter version"):
             await peer.call().open(digest, session=talk.session, epoch=2, adapter_digest=house.adapter)
+        promote(house.bundle, house.adapter)
         adapted = await peer.call().open(digest, adapter_digest=house.adapter)
         fingerprints = [opened.tiers[0].fingerprint for opened in (base, adapted)]
         assert fingerprints[0] != fingerprints[1]
@@ -172,6 +188,7 @@ async def test_a_version_that_is_damaged_on_the_edge_is_refused_there_by_file_na
     data[-1] ^= 1
     weights.write_bytes(data)
     promote(house.bundle / "device", house.adapter)
+    stores(house.bundle / "edge")[0].write([house.adapter])  # as a copy would that nobody has checked
     async with AsyncClient(house.tiers.edge, bundle=house.bundle, threads=1) as client:
         with pytest.raises(DamagedFile, match=r"weights\.bin"):
             await tokens_of(client.generate(PROMPT, max_tokens=5))

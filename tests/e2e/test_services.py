@@ -1,21 +1,27 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.processes import Processes, Service
+from tests.tiers import MEMORY, shard
 from tests.wire import Peer, decoded
+from trifold.cloud.core.service import CoreService
+from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.cli.service_process import ServiceProcess
 from trifold.shared.errors import Unavailable
 from trifold.shared.runtime.codec import RowCodec
+from trifold.shared.session.server import serve
 
 TOKENS = np.arange(8)
 
@@ -87,6 +93,46 @@ async def test_a_second_signal_stops_at_once_and_the_session_is_told_to_resume(
             assert type(error) is Unavailable
             assert "resume" in error.message
         assert await ended(tiers, "edge") == 0
+
+
+def stopped_in_a_turn_without_end(bundle: Path, grace: float, signals: int) -> None:
+    """A process of its own: a core that gets so many signals while its engine is busy for ever."""
+    core, busy = shard(bundle, "cloud"), threading.Event()
+    rows = np.zeros((8, core.hidden), np.float32)
+
+    def turn() -> None:
+        while True:
+            core.run(core.cache(8), rows, 0)
+            busy.set()
+
+    async def run() -> None:
+        manifest = TierFolder.open(bundle, "cloud").manifest
+        service = CoreService(core, manifest, memory=MEMORY, lease=30.0)
+        with service.table.seat(pb.Open(session=b"never closed", epoch=1, capacity=8)) as seat:
+            running = service.scheduler.run(seat, turn)
+            serving = asyncio.create_task(serve(service, "127.0.0.1:0", grace=grace))
+            await asyncio.to_thread(busy.wait)
+            for number in range(signals):
+                os.kill(os.getpid(), signal.SIGTERM)
+                while number == 0 and not service.table.draining:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            await asyncio.gather(serving, running, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("grace", "signals"), [(0.1, 1), (600.0, 2)])
+def test_a_service_stops_in_the_middle_of_a_turn_when_the_grace_is_over_or_at_a_second_signal(
+    bundle: Path, grace: float, signals: int
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=stopped_in_a_turn_without_end, args=(bundle, grace, signals))
+    process.start()
+    process.join(60)
+    code = process.exitcode
+    process.kill()
+    process.join()
+    assert code == 0
 
 
 async def test_a_session_goes_on_after_the_core_was_killed_and_started_again(bundle: Path) -> None:

@@ -168,7 +168,7 @@ async def test_sampling_parameters_are_checked_at_open(
 
 
 async def test_an_adapter_that_is_not_there_is_refused(house: House) -> None:
-    with pytest.raises(DigestMismatch, match="no adapter"):
+    with pytest.raises(DigestMismatch, match="no promoted adapter"):
         await house.peer.call().open(house.digest, adapter_digest="ab" * 32)
 
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import tempfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -21,17 +24,18 @@ from trifold.cloud.split.graph.weights import WEIGHTS, WeightsFile
 from trifold.cloud.split.split import MODEL
 from trifold.shared.bundle.adapter import ADAPTER, Adapter, Origin, adapter_digest
 from trifold.shared.bundle.factors import LoraFactors
-from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.folder import REMEDY, TierFolder
 from trifold.shared.bundle.manifest import CONFIG, FLOATS, FileEntry
 from trifold.shared.bundle.store import AdapterStore, stores
-from trifold.shared.errors import ConfigError, DamagedFile, InvalidRequest
+from trifold.shared.errors import ConfigError, DamagedFile, DigestMismatch, InvalidRequest
+from trifold.shared.federation import durable
 from trifold.shared.model.checkpoint import Checkpoint
 from trifold.shared.model.fields import Fields
 from trifold.shared.model.names import Names
 from trifold.shared.model.safetensors import SafetensorsFile
 from trifold.shared.model.shapes import tensor_shapes
 
-_REMEDY: Final = "copy the folder again from where the bundle was made, or split again"
+_STAGING: Final = ".building."
 
 
 @dataclass(frozen=True)
@@ -47,28 +51,28 @@ class AdaptedSource(Source):
 def add_version(bundle: Path, factors: LoraFactors, origin: Origin) -> str:
     """Builds the version of these factors in every tier that `bundle` has here, and returns its digest.
 
-    `bundle` is its root, or the folder of edge or device. A version that is there already stays as it is.
-    Equal float slices and factors give equal weights.
+    `bundle` is its root, or the folder of edge or device. A version that is there already stays as it is,
+    unless it is damaged: then it is built anew. Equal float slices and factors give equal weights.
 
     Raises ConfigError for a bundle that was split without --train, InvalidRequest naming a factor that has no
-    place in the model or belongs to the core, DamagedFile naming an altered file.
+    place in the model or belongs to the core, DamagedFile naming an altered file of the bundle.
     """
     here = stores(bundle)
     checkpoints = [_slice(store.folder) for store in here]
     _check(factors, checkpoints[0].names, here[0].folder)
     digest = adapter_digest(here[0].folder.manifest.serving_digest, factors.digest())
     for store, checkpoint in zip(here, checkpoints, strict=True):
-        if digest not in store:
-            _add(store, AdaptedSource(checkpoint, factors=factors), digest, origin)
+        _add(store, AdaptedSource(checkpoint, factors=factors), digest, origin)
     return digest
 
 
 def _add(store: AdapterStore, source: AdaptedSource, digest: str, origin: Origin) -> None:
-    """Builds in a hidden folder that becomes the version when it is whole."""
+    """Builds in a hidden folder, which becomes the version when it is whole and on the disk."""
     try:
-        store.path.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".building.", dir=store.path) as staging:
-            version = Path(staging) / "version"
+        with _staging(store) as staging:
+            if _sound(store, digest):
+                return
+            version = staging / "version"
             version.mkdir()
             adapter = Adapter(
                 digest=digest,
@@ -78,9 +82,40 @@ def _add(store: AdapterStore, source: AdaptedSource, digest: str, origin: Origin
                 origin=origin,
             )
             (version / ADAPTER).write_text(adapter.model_dump_json(indent=1))
-            version.rename(store.path / digest)
+            _sync(version)
+            with suppress(FileNotFoundError):
+                (store.path / digest).rename(staging / "damaged")
+            durable.move(version, store.path / digest)
     except OSError as error:
         raise ConfigError(f"{store.path}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _staging(store: AdapterStore) -> Iterator[Path]:
+    """A folder to build in, for one builder at a time; what killed ones have left is swept away."""
+    with store.locked("building"):
+        for left in store.path.glob(f"{_STAGING}*"):
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix=_STAGING, dir=store.path) as staging:
+            yield Path(staging)
+
+
+def _sound(store: AdapterStore, digest: str) -> bool:
+    try:
+        store.verify(digest)
+    except (DamagedFile, DigestMismatch):
+        return False
+    return True
+
+
+def _sync(folder: Path) -> None:
+    """Returns when the folder and its files are on the disk."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _files(source: AdaptedSource, folder: TierFolder, out: Path) -> dict[str, FileEntry]:
@@ -111,7 +146,7 @@ def _slice(folder: TierFolder) -> Checkpoint:
     with file.path.open("rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()
     if found != listed[FLOATS].sha256:
-        raise DamagedFile(f"{file.path}: the contents are not those of the manifest; {_REMEDY}")
+        raise DamagedFile(f"{file.path}: the contents are not those of the manifest; {REMEDY}")
     return Checkpoint(folder.path, config, dict.fromkeys(file.entries, file))
 
 

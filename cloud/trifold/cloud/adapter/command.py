@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from trifold.cloud.split import figures
-from trifold.shared.bundle.adapter import Origin
+from trifold.shared.bundle.adapter import Adapter, Origin
 from trifold.shared.bundle.factors import LoraFactors, metadata
 from trifold.shared.bundle.store import BASE, AdapterStore, find, stores
 from trifold.shared.bundle.store import promote as promote_version
 from trifold.shared.bundle.store import rollback as roll_back
-from trifold.shared.errors import ConfigError
+from trifold.shared.errors import ConfigError, DamagedFile, DigestMismatch
 
 Bundle = Annotated[Path, typer.Argument(help="Folder of the bundle, or of its edge's or device's part.")]
 
@@ -71,7 +71,7 @@ def list_(
             entry.run,
             "" if entry.round is None else str(entry.round),
             entry.created[:16].replace("T", " "),
-            " ".join(entry.tiers),
+            " ".join(f"{tier} (unusable)" if tier in entry.problems else tier for tier in entry.tiers),
             " ".join(entry.in_force),
         )
     Console().print(table)
@@ -111,17 +111,29 @@ def _origin(bundle: Path, factors: Path) -> Origin:
 
 @dataclass
 class Listed:
-    """A version as `list` shows it: `tiers` that have it, those of them where it is `in_force`."""
+    """A version as `list` shows it: `tiers` that have it, and those of them where it is `in_force`.
+
+    `problems` tell by tier why it cannot be used: a file that is missing or of a wrong size. Contents are
+    read by whoever adds or promotes it.
+    """
 
     digest: str
-    producer: str
+    producer: str = ""
     created: str = ""
     run: str = ""
     round: int | None = None
     parent: str = BASE
     bytes: int = 0
     tiers: list[str] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
     in_force: list[str] = field(default_factory=list)
+
+    def describe(self, adapter: Adapter) -> None:
+        origin = adapter.origin
+        self.producer, self.run = origin.producer, origin.run
+        self.round, self.parent = origin.round, origin.parent
+        self.created = origin.created.isoformat()
+        self.bytes += sum(entry.size for entry in adapter.files.values())
 
 
 def _listed(bundle: Path) -> list[Listed]:
@@ -130,16 +142,16 @@ def _listed(bundle: Path) -> list[Listed]:
     listed = {BASE: Listed(BASE, here[0].folder.manifest.producer)}
     for store in here:
         listed[BASE].tiers.append(store.folder.tier)
-        for folder in store:
-            digest, origin = folder.adapter.digest, folder.adapter.origin
-            created = origin.created.isoformat(timespec="seconds")
-            fresh = Listed(digest, origin.producer, created, origin.run, origin.round, origin.parent)
-            entry = listed.setdefault(digest, fresh)
-            entry.bytes += _bytes(store, digest)
+        for digest in store.digests():
+            entry = listed.setdefault(digest, Listed(digest))
             entry.tiers.append(store.folder.tier)
+            try:
+                entry.describe(store.version(digest).adapter)
+            except (DamagedFile, DigestMismatch) as error:
+                entry.problems[store.folder.tier] = error.message
         if current := listed.get(store.current()):
             current.in_force.append(store.folder.tier)
-    return list(listed.values())
+    return sorted(listed.values(), key=lambda entry: (entry.digest != BASE, entry.created))
 
 
 def _bytes(store: AdapterStore, digest: str) -> int:

@@ -12,7 +12,7 @@ from trifold.edge.service.upstream import Core, CoreStream
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import DigestMismatch, Unavailable
 from trifold.shared.runtime.shard import Cache, Shard
-from trifold.shared.runtime.versions import ShardVersions
+from trifold.shared.runtime.versions import ShardVersions, Version
 from trifold.shared.session.conversation import Conversation
 from trifold.shared.session.frames import Steps
 from trifold.shared.session.scheduler import Turn
@@ -37,7 +37,7 @@ class EdgeService(TierService):
         super().__init__(versions.base, versions.folder.manifest, memory=memory, lease=lease)
         self._core = core
         self._versions = versions
-        self._began_with: WeakKeyDictionary[Cache, Shard] = WeakKeyDictionary()
+        self._began_with: WeakKeyDictionary[Cache, Version] = WeakKeyDictionary()
         self._following = asyncio.create_task(versions.follow())
 
     async def describe(self) -> pb.DescribeResponse:
@@ -53,9 +53,12 @@ class EdgeService(TierService):
         await self._core.close()
 
     async def converse(self, stream: Stream, opening: pb.Open, seat: Seat[Cache]) -> None:
-        shard = await self._versions.get(opening.adapter_digest)
         cache = await seat.cache()
-        if self._began_with.setdefault(cache, shard) is not shard:
+        version = self._began_with.get(cache)
+        if version is None:
+            shard = await self._versions.get(opening.adapter_digest)
+            version = self._began_with[cache] = Version(opening.adapter_digest, shard)
+        if version.digest != opening.adapter_digest:
             raise DigestMismatch("the session began on another adapter version: resume it on that one")
         steps = self.frames.steps(opening, cache.have)
         towards_core = pb.Open(
@@ -71,11 +74,11 @@ class EdgeService(TierService):
                 steps_in_flight=min(steps.in_flight, core.opened.steps_in_flight),
                 max_rows=min(self.frames.max_rows, core.opened.max_rows),
                 lease_ms=min(round(self.table.lease * 1000), core.opened.lease_ms),
-                tiers=[info_of(shard), *core.opened.tiers],
+                tiers=[info_of(version.shard), *core.opened.tiers],
             )
             await stream.write(pb.SessionResponse(opened=opened))
             steps.limit(have=opened.have, in_flight=opened.steps_in_flight)
-            await EdgeConversation(self, shard, core, stream, seat, cache, steps).run()
+            await EdgeConversation(self, version.shard, core, stream, seat, cache, steps).run()
 
 
 class EdgeConversation(Conversation):

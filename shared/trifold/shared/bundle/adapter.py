@@ -28,7 +28,7 @@ ADAPTED: Final[tuple[Tier, ...]] = ("edge", "device")
 ADAPTER: Final = "adapter.json"
 
 _DIGEST: Final = "^[0-9a-f]{64}$"
-_REMEDY: Final = "add the version again"
+_REMEDY: Final = "add the version again from its factors, or copy its folder from where it was built"
 
 
 class Origin(Part):
@@ -64,6 +64,9 @@ def adapter_digest(serving_digest: str, factors_digest: str) -> str:
 
 class AdaptedFolder(TierFolder):
     """A tier's folder, but for the files of an adapter version; every byte is checked like the others."""
+
+    _listing = ADAPTER
+    _remedy = _REMEDY
 
     def __init__(self, base: TierFolder, path: Path) -> None:
         """The version in the folder `path`, which is called like its digest.

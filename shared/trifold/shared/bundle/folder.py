@@ -8,7 +8,7 @@ import re
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from pydantic import ValidationError
 
@@ -18,7 +18,7 @@ from trifold.shared.errors import ConfigError, DamagedFile
 MANIFEST: Final = "manifest.json"
 
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-_REMEDY: Final = "copy the folder again from where the bundle was made, or split again"
+REMEDY: Final = "copy the folder again from where the bundle was made, or split again"
 
 
 class TierFolder:
@@ -27,6 +27,9 @@ class TierFolder:
     `read` is the only way to a file's bytes, and gives none that do not have the hash of the manifest. The
     files for training may be missing: nobody else needs them.
     """
+
+    _listing: ClassVar[str] = MANIFEST
+    _remedy: ClassVar[str] = REMEDY
 
     def __init__(self, path: Path, tier: Tier, manifest: Manifest) -> None:
         self.path = path
@@ -63,12 +66,13 @@ class TierFolder:
     def read(self, name: str) -> bytes:
         """The bytes of a file of this tier. Raises DamagedFile when they are not those of the manifest."""
         if name not in self._listed:
-            raise DamagedFile(f"{self.path / name}: is not listed in {MANIFEST}; {_REMEDY}")
+            raise DamagedFile(f"{self.path / name}: is not listed in {self._listing}; {self._remedy}")
         entry = self._listed[name]
         with os.fdopen(self._open(name, entry), "rb") as file:
             data = file.read(entry.size)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise DamagedFile(f"{self.path / name}: the contents are not those of the manifest; {_REMEDY}")
+            what = f"the contents are not those of {self._listing}"
+            raise DamagedFile(f"{self.path / name}: {what}; {self._remedy}")
         return data
 
     def _check(self) -> None:
@@ -90,20 +94,20 @@ class TierFolder:
         path = self.path / name
         if not _PLAIN_NAME.fullmatch(name):
             raise DamagedFile(
-                f"{self.path / MANIFEST}: {name!r} is not the name of a file in the same folder"
+                f"{self.path / self._listing}: {name!r} is not the name of a file in the same folder"
             )
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             reason = "is a symbolic link" if path.is_symlink() else f"cannot be read: {error.strerror}"
-            raise DamagedFile(f"{path}: {reason}; {_REMEDY}") from error
+            raise DamagedFile(f"{path}: {reason}; {self._remedy}") from error
         found = os.fstat(descriptor)
         if stat.S_ISREG(found.st_mode) and found.st_size == entry.size:
             return descriptor
         os.close(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise DamagedFile(f"{path}: is not a file; {_REMEDY}")
-        raise DamagedFile(f"{path}: has {found.st_size} bytes instead of {entry.size}; {_REMEDY}")
+            raise DamagedFile(f"{path}: is not a file; {self._remedy}")
+        raise DamagedFile(f"{path}: has {found.st_size} bytes instead of {entry.size}; {self._remedy}")
 
 
 def _manifest(path: Path) -> Manifest:
@@ -114,7 +118,7 @@ def _manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise DamagedFile(f"{path}: {where or 'the file'}: {first['msg']}; {_REMEDY}") from error
+        raise DamagedFile(f"{path}: {where or 'the file'}: {first['msg']}; {REMEDY}") from error
     if manifest.serving.digest() != manifest.serving_digest:
-        raise DamagedFile(f"{path}: the serving digest is not that of the contents; {_REMEDY}")
+        raise DamagedFile(f"{path}: the serving digest is not that of the contents; {REMEDY}")
     return manifest

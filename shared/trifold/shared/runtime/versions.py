@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from dataclasses import dataclass
 from threading import Lock
@@ -11,11 +12,16 @@ from weakref import WeakValueDictionary
 
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.store import BASE, AdapterStore
-from trifold.shared.errors import NotExact, TrifoldError
+from trifold.shared.errors import DigestMismatch, NotExact, Overloaded, TrifoldError
 from trifold.shared.runtime.shard import Shard
 
 _POLL_SECONDS: Final = 1.0
 """How soon a promotion is noticed."""
+
+MOST_VERSIONS: Final = 4
+"""In memory at once before a session on yet another is put off; what is promoted is loaded all the same."""
+
+_RETRY_SECONDS: Final = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +55,14 @@ class ShardVersions:
         self._seen: tuple[int, int] | None = None
 
     async def get(self, digest: str) -> Shard:
-        """As load(), off the event loop where the version is not in memory."""
+        """The proved shard that a peer asks for, loaded off the event loop where it is not in memory.
+
+        Raises DigestMismatch when it was never promoted here, Overloaded while sessions hold MOST_VERSIONS
+        others, and what load() raises.
+        """
         shard = self._loaded.get(digest)
         if shard is None:
-            shard = await asyncio.to_thread(self.load, digest)
+            shard = await asyncio.to_thread(self._admit, digest)
         return shard
 
     def load(self, digest: str) -> Shard:
@@ -61,14 +71,7 @@ class ShardVersions:
         Raises DigestMismatch when it is not on this disk, DamagedFile naming a file, or NotExact.
         """
         with self._loading:
-            shard = self._loaded.get(digest)
-            if shard is None:
-                shard = Shard.load(self._store.open(digest), threads=self._threads)
-                if not (shard.exact or self._inexact):
-                    what = f"adapter version {digest[:12]} of the {shard.tier}"
-                    raise NotExact(f"{what} does not give the bits of the monolith; allow that by --inexact")
-                self._loaded[digest] = shard
-            return shard
+            return self._load(digest)
 
     def refresh(self) -> None:
         """Takes over what has been promoted since the last call. Raises what load() raises, once."""
@@ -90,3 +93,28 @@ class ShardVersions:
                 kept = self.current.digest[:12] or "base"
                 unknown = not isinstance(error, TrifoldError)
                 log.error("new sessions keep adapter version %s: %s", kept, error, exc_info=unknown)
+
+    def _admit(self, digest: str) -> Shard:
+        if digest not in self._store.promoted():
+            what = f"the {self.folder.tier} has no promoted adapter version {digest[:12]!r}"
+            raise DigestMismatch(f"{what}: promote it there first, or go back to one that all tiers have")
+        with self._loading:
+            if digest != self._store.current() and digest not in self._loaded and self._full():
+                what = f"no room for adapter version {digest[:12]}: sessions hold {len(self._loaded)} others"
+                raise Overloaded(what, retry_after=_RETRY_SECONDS)
+            return self._load(digest)
+
+    def _full(self) -> bool:
+        if len(self._loaded) >= MOST_VERSIONS:
+            gc.collect()  # what sessions held that have ended may wait for it
+        return len(self._loaded) >= MOST_VERSIONS
+
+    def _load(self, digest: str) -> Shard:
+        shard = self._loaded.get(digest)
+        if shard is None:
+            shard = Shard.load(self._store.open(digest), threads=self._threads)
+            if not (shard.exact or self._inexact):
+                what = f"adapter version {digest[:12]} of the {shard.tier}"
+                raise NotExact(f"{what} does not give the bits of the monolith; allow that by --inexact")
+            self._loaded[digest] = shard
+        return shard

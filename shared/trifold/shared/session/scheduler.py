@@ -42,8 +42,7 @@ class TurnScheduler:
         self._small_ns = _BRIEF_NS
         self._stopped = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._serve, name="engine", daemon=True).start()
 
     def run(self, key: Hashable, work: Callable[[], T], *, small: bool = False) -> asyncio.Future[Turn[T]]:
         """Puts work in the line of `key`; the future has its turn, or the exception it raised.
@@ -70,7 +69,7 @@ class TurnScheduler:
             job.future.cancel()
 
     def stop(self) -> None:
-        """Ends the thread after the turn that is running; waiting work is dropped."""
+        """Drops what waits. The thread ends after the turn that is running, which nobody waits for."""
         with self._changed:
             self._stopped = True
             jobs = [job for line in self._lines.values() for job in line]
@@ -78,7 +77,6 @@ class TurnScheduler:
             self._changed.notify()
         for job in jobs:
             job.future.cancel()
-        self._thread.join()
 
     def _serve(self) -> None:
         while self._take_turn():

@@ -7,9 +7,10 @@ import contextlib
 import gc
 import ipaddress
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Never, Protocol, TypeVar
 
 import grpc.aio
 from google.protobuf import descriptor_pool, message_factory
@@ -146,9 +147,10 @@ class TierServer:
         return handle
 
 
-async def serve(service: Service, listen: str, *, grace: float, role: str | None = None) -> None:
+async def serve(service: Service, listen: str, *, grace: float, role: str | None = None) -> Never:
     """Serves until SIGTERM or SIGINT, then drains for `grace` seconds; a second signal stops at once.
 
+    Either way the process ends then, with exit code 0, even where the engine is in the middle of a long turn.
     Prints one line on stdout when it serves: `trifold ROLE ready on HOST:PORT …`; its tier is the role of a
     service that has no other. Raises ConfigError.
     """
@@ -165,6 +167,8 @@ async def serve(service: Service, listen: str, *, grace: float, role: str | None
     await signals.get()
     await until_first(server.drain(grace), signals.get())
     await server.stop()
+    # Not by way of the interpreter's end: a thread that is in an engine's code then would abort the process.
+    os._exit(0)
 
 
 async def _answer(context: Context, work: Awaitable[T]) -> T:
@@ -172,7 +176,8 @@ async def _answer(context: Context, work: Awaitable[T]) -> T:
     try:
         return await work
     except Exception as error:
-        problem = public(error)
+        # Without its frames: gRPC keeps the end of a call for a while, and they a session's cache and shard.
+        problem = public(error).with_traceback(None)
     return await abort(context, problem)
 
 
