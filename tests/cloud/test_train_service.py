@@ -23,6 +23,9 @@ from trifold.shared.errors import (
     Unavailable,
     UnknownSession,
 )
+from trifold.shared.runtime.codec import RowCodec
+from trifold.shared.session.pieces import PIECE_BYTES
+from trifold.shared.training import wire
 from trifold.shared.training.site import LocalCore
 
 
@@ -229,29 +232,41 @@ async def test_gradients_of_another_shape_than_the_batch_are_refused(training: R
 
 
 async def test_a_batch_may_come_in_pieces_and_nothing_else_may_come_between(
-    training: RunningTraining,
+    bundle: Path, training: RunningTraining
 ) -> None:
-    codec = training.codec
-    talk = await training.opened()
-    whole = await talk.forward(some(codec), keep=False)
-    data = b"".join(codec.encode(rows, 0) for rows in some(codec))
-    asked = pb.Forward(batch=talk.batch(), data=data[:5])
-    await talk.say(pb.TrainRequest(forward=asked))
-    await talk.say(pb.TrainRequest(piece=pb.Piece(data=data[5:700])))
-    await talk.say(pb.TrainRequest(piece=pb.Piece(data=data[700:])))
-    computed = (await talk.hear("computed")).computed
-    assert np.array_equal(talk._decoded(computed), whole)
-    await talk.say(pb.TrainRequest(forward=asked))
-    await talk.say(pb.TrainRequest(piece=pb.Piece()))
+    talk = await training.opened(gradients=session_pb2.CODEC_NONE)
+    codec = RowCodec("none", 64)
+    rows = some(training.codec, sequences=40, length=256)
+    await talk.forward(rows)
+    data = wire.encode(some(codec, sequences=40, length=256), codec)
+    batch = talk.batch(sequences=40, length=256, codec=codec.wire)
+    asked = pb.Backward(batch=batch, data=data[:PIECE_BYTES])
+    rest = data[PIECE_BYTES:]
+    await talk.say(pb.TrainRequest(backward=asked))
+    before = training.service.traffic.gradients_up
+    # A larger piece than need be, then the last one, which may be as small as it is.
+    for piece in (rest[:-5], rest[-5:]):
+        await talk.say(pb.TrainRequest(piece=pb.Piece(data=piece)))
+    first = (await talk.hear("computed")).computed.data
+    pieces = [first]
+    while sum(map(len, pieces)) < len(data):
+        pieces.append((await talk.hear("piece")).piece.data)
+    local = LocalCore(shard(bundle), training.codec, codec)
+    kept, _ = local.forward(rows, keep=True)
+    expected = local.backward(kept, wire.decode(data, 40, 256, codec))
+    assert np.array_equal(wire.decode(b"".join(pieces), 40, 256, codec), expected)
+    assert training.service.traffic.gradients_up - before > len(rest)
+    await talk.say(pb.TrainRequest(backward=asked))
+    await talk.say(pb.TrainRequest(piece=pb.Piece(data=b"12")))
     problem = await talk.end()
     assert type(problem) is BadRows
-    assert "empty piece" in problem.message
-    other = await training.opened()
-    await other.say(pb.TrainRequest(forward=asked))
-    await other.say(pb.TrainRequest(forward=asked))
+    assert "a piece of 2 bytes where" in problem.message
+    other = await training.opened(gradients=session_pb2.CODEC_NONE)
+    await other.say(pb.TrainRequest(backward=asked))
+    await other.say(pb.TrainRequest(backward=asked))
     problem = await other.end()
     assert type(problem) is InvalidRequest
-    assert "forward where the next Piece" in problem.message
+    assert "backward where the next Piece" in problem.message
 
 
 async def test_a_stream_begins_with_open_and_goes_on_with_batches(training: RunningTraining) -> None:

@@ -67,10 +67,10 @@ class RunningTraining:
 
 @asynccontextmanager
 async def running_training(
-    bundle: Path, *, memory: int = MEMORY, lease: float = 30.0
+    bundle: Path, *, memory: int = MEMORY, row_memory: int = MEMORY, lease: float = 30.0
 ) -> AsyncIterator[RunningTraining]:
     manifest = TierFolder.open(bundle, "cloud").manifest
-    service = TrainService(shard(bundle), manifest, memory=memory, lease=lease)
+    service = TrainService(shard(bundle), manifest, memory=memory, row_memory=row_memory, lease=lease)
     server = TierServer(service)
     await server.start("127.0.0.1:0")
     async with connect(server.address) as channel:

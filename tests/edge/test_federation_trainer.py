@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from trifold.edge.federation.frames import Record
 from trifold.edge.federation.text import SiteText
 from trifold.edge.federation.trainer import SiteTrainer
 from trifold.shared.bundle.folder import TierFolder
-from trifold.shared.errors import DigestMismatch, InvalidRequest
+from trifold.shared.errors import DeadlineExceeded, DigestMismatch, InvalidRequest
 from trifold.shared.federation.packing import Arrays, pack, shapes_of, unpack
 
 LORA = json.dumps({"rank": 4, "alpha": 8.0, "seed": 1, "tiers": ["edge", "device"], "freeze_a": False})
@@ -153,6 +154,62 @@ def test_with_the_device_alone_no_gradient_crosses_and_rows_cross_once(trainer: 
     assert first["rows_up"] > 0
     # Nine pieces of 200 tokens: the second round finds all of them in the site's cache.
     assert second["rows_up"] == 0
+
+
+def test_rows_kept_in_another_precision_do_not_change_a_round(
+    bundle: Path, training: TrainingProcess, tmp_path: Path
+) -> None:
+    lora = json.dumps(json.loads(LORA) | {"tiers": ["device"]})
+    sent = []
+    for name in ("fresh", "used"):
+        trainer = made(bundle, training, tmp_path / name)
+        described, initial = describe(trainer, lora=lora)
+        request = task(initial, described["serving_digest"], lora=lora, sequences=8, length=200)
+        if name == "used":
+            settings = json.loads(request["training"]) | {"precision": "bf16"}
+            trainer.answer(request | {"run": "before", "training": json.dumps(settings)})
+        sent.append(trainer.answer(request)["data"])
+    assert sent[0] == sent[1]
+
+
+def test_a_late_round_does_not_change_those_after_it(
+    bundle: Path, training: TrainingProcess, tmp_path: Path
+) -> None:
+    sent = []
+    for name, rounds in (("in-order", [(1, 0), (3, 1), (4, 3)]), ("late", [(1, 0), (3, 1), (2, 0), (4, 3)])):
+        trainer = made(bundle, training, tmp_path / name)
+        described, initial = describe(trainer)
+        answers = {
+            number: trainer.answer(task(initial, described["serving_digest"], number, acknowledged=taken))
+            for number, taken in rounds
+        }
+        sent.append([answers[number]["data"] for number in (1, 3, 4)])
+    assert sent[0] == sent[1]
+
+
+def test_a_round_that_is_over_is_not_trained(trainer: SiteTrainer) -> None:
+    described, initial = describe(trainer)
+    request = task(initial, described["serving_digest"])
+    with pytest.raises(DeadlineExceeded, match="round 1 was over before this site had time for it"):
+        trainer.answer(request | {"expires": time.monotonic() - 1})
+    kept = trainer.answer(request | {"expires": time.monotonic() + 600})
+    # An answer that is there already is worth sending at any time.
+    assert trainer.answer(request | {"expires": time.monotonic() - 1})["data"] == kept["data"]
+
+
+def test_checkpointing_is_a_setting_of_the_run_and_changes_no_bit(
+    bundle: Path, training: TrainingProcess, tmp_path: Path
+) -> None:
+    sent = []
+    for checkpointing in (False, True):
+        trainer = made(bundle, training, tmp_path / str(checkpointing))
+        described, initial = describe(trainer)
+        request = task(initial, described["serving_digest"])
+        settings = json.loads(request["training"]) | {"checkpointing": checkpointing}
+        sent.append(trainer.answer(request | {"training": json.dumps(settings)})["data"])
+        assert trainer._model is not None
+        assert {shard.checkpointing for shard in trainer._model.shards} == {checkpointing}
+    assert sent[0] == sent[1]
 
 
 def test_sites_of_a_simulation_share_a_trainer_and_differ(

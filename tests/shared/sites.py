@@ -54,10 +54,9 @@ def site(
     *,
     core: Core | None = None,
     cache: RowCache | None = None,
-    **options: Any,
 ) -> SiteModel:
     """A site with LoRA; its core is in this process and without a codec unless another is given."""
-    edge, device = shard(bundle, "edge", **options), shard(bundle, "device", **options)
+    edge, device = shard(bundle, "edge"), shard(bundle, "device")
     for each in (edge, device):
         add_lora(each, lora)
     return SiteModel(edge, device, core or local_core(bundle), cache)

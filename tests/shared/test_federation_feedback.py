@@ -90,6 +90,37 @@ def test_a_server_that_went_back_does_not_get_residuals_of_what_it_lost(tmp_path
     assert again.data == fresh.propose(3, "base", update(3), "int8", {}).data
 
 
+def chained(folder: Path, *rounds: tuple[int, int]) -> list[bytes]:
+    """What a site sends, asked for rounds each after those that the server had taken."""
+    sent = []
+    for number, acknowledged in rounds:
+        site = feedback(folder)
+        site.settle(acknowledged)
+        sent.append(site.propose(number, "base", update(number), "int8", {}).data)
+    return sent
+
+
+def test_a_round_that_comes_late_takes_nothing_from_newer_ones(tmp_path: Path) -> None:
+    expected = chained(tmp_path / "in-order", (1, 0), (2, 1), (4, 2), (5, 4), (6, 5))
+    late = chained(tmp_path / "late", (1, 0), (2, 1), (4, 2), (3, 1), (5, 4), (3, 2), (6, 5))
+    assert [late[index] for index in (0, 1, 2, 4, 6)] == expected
+
+
+def test_a_server_that_went_back_goes_on_as_the_first_time(tmp_path: Path) -> None:
+    rounds = [(number, number - 1) for number in range(1, 7)]
+    straight = chained(tmp_path / "straight", *rounds)
+    assert chained(tmp_path / "back", *rounds[:5], *rounds[3:])[5:] == straight[3:]
+
+
+def test_a_handful_of_proposals_is_kept_whatever_becomes_of_them(tmp_path: Path) -> None:
+    chained(tmp_path, (1, 0), *((number, 1) for number in range(2, 20)))
+    kept = {int(path.stem) for path in (tmp_path / "run" / "clinic").iterdir()}
+    assert kept == {1, 16, 17, 18, 19}
+    chained(tmp_path, (20, 19))
+    kept = {int(path.stem) for path in (tmp_path / "run" / "clinic").iterdir()}
+    assert kept == {17, 18, 19, 20}
+
+
 def test_runs_and_sites_keep_apart(tmp_path: Path) -> None:
     one = ErrorFeedback(tmp_path, "run", "one")
     one.propose(1, "base", update(1), "int8", {})
@@ -125,7 +156,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     site = feedback(tmp_path)
     site.propose(1, "base", update(1), "int8", {})
-    path = tmp_path / "run" / "clinic" / "pending.safetensors"
+    path = tmp_path / "run" / "clinic" / "1.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(DamagedFile, match=r"pending\.safetensors.*delete it"):
+    with pytest.raises(DamagedFile, match=r"1\.safetensors.*delete it"):
         site.proposed(1, "base")

@@ -60,10 +60,11 @@ def test_a_checkpointed_core_keeps_less_and_gives_the_same_gradients(family: str
         noise["router_jitter_noise"] = 0.5
     _, bundle = train_bundle(family, tmp_path, cuts=Cuts(edge=0, cloud=4), **noise)
     rows = torch.randn(2, 24, SMALL[family]["hidden_size"])
+    core = shard(bundle, "cloud")
     gradients, kept = [], []
     for checkpointing in (False, True):
-        inputs = rows.clone().requires_grad_()
-        core, sizes = shard(bundle, "cloud", checkpointing=checkpointing), list[int]()
+        inputs, sizes = rows.clone().requires_grad_(), list[int]()
+        core.checkpointing = checkpointing
 
         def keep(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
             sizes.append(tensor.nbytes)
@@ -78,9 +79,11 @@ def test_a_checkpointed_core_keeps_less_and_gives_the_same_gradients(family: str
 
 
 def test_a_checkpointed_site_gives_the_same_gradients(bundle: Path) -> None:
-    plain, thrifty = site(bundle), site(bundle, checkpointing=True)
+    plain, thrifty = site(bundle), site(bundle)
     for each in (plain, thrifty):
         unsettle(each)
+        for part in each.shards:
+            part.checkpointing = each is thrifty
         each.loss(tokens(2, 16)).backward()  # type: ignore[no-untyped-call]
     for ours, theirs in zip(plain.parameters(), thrifty.parameters(), strict=True):
         assert ours.grad is not None

@@ -14,9 +14,10 @@ from torch import nn
 from tests.cloud.parities import FEATURES
 from tests.shared.sites import LORA, floats, local_core, site, tokens, train_bundle, unsettle
 from trifold.shared.bundle.manifest import CodecName
-from trifold.shared.errors import BadRows, ConfigError
+from trifold.shared.errors import ConfigError
 from trifold.shared.runtime.codec import RowCodec
 from trifold.shared.training.cache import RowCache
+from trifold.shared.training.diverged import TrainingDiverged
 from trifold.shared.training.lora import LoraSettings, factors
 from trifold.shared.training.site import LocalCore, SiteModel
 from trifold.shared.training.wire import Batch, through
@@ -70,7 +71,7 @@ def gradients(site: SiteModel, ids: NDArray[np.int64]) -> tuple[float, Arrays]:
     loss = site.loss(ids)
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.item(), {
-        shard.checkpoint_name(name).removesuffix(".default.weight"): weight.grad.numpy()
+        shard.checkpoint_name(name).removesuffix(".default.weight"): weight.grad.float().cpu().numpy()
         for shard in site.shards
         for name, weight in shard.named_parameters()
         if weight.grad is not None
@@ -95,6 +96,19 @@ def test_gradients_through_the_core_are_those_of_the_whole_model(
     worst = max(error(found[name], expected[name]) for name in found)
     print(f"{family} {name}: worst relative error of {len(found)} gradients {worst:.1e}")
     assert worst < 1e-5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_shards_on_a_gpu_have_the_gradients_of_those_on_the_cpu(bundle: Path) -> None:
+    ours, theirs, ids = site(bundle), site(bundle), tokens(2, 24)
+    for each in (ours, theirs):
+        unsettle(each)
+    for shard in theirs.shards:
+        shard.to("cuda")
+    _, expected = gradients(ours, ids)
+    _, found = gradients(theirs, ids)
+    assert {weight.grad.device.type for weight in theirs.parameters() if weight.grad is not None} == {"cuda"}
+    assert max(error(found[name], expected[name]) for name in expected) < 1e-3
 
 
 @pytest.mark.parametrize("codec", ["bf16", "int8"])
@@ -164,12 +178,35 @@ def test_rows_cut_short_or_of_another_bundle_are_computed_again(bundle: Path, tm
     codec = RowCodec("int8", 64)
     cache = RowCache(tmp_path, codec, "digest")
     expected, _ = gradients(site(bundle, DEVICE, core=core, cache=cache), tokens(3, 9))
-    next(tmp_path.glob("*.rows")).write_bytes(b"")
+    next(tmp_path.glob("digest/*.rows")).write_bytes(b"")
     found, _ = gradients(site(bundle, DEVICE, core=core, cache=cache), tokens(3, 9))
     assert found == pytest.approx(expected, abs=1e-6)
     assert core.sequences == 4
     gradients(site(bundle, DEVICE, core=core, cache=RowCache(tmp_path, codec, "another")), tokens(3, 9))
     assert core.sequences == 7
+
+
+def test_rows_of_a_former_bundle_do_not_stay_on_the_disk(tmp_path: Path) -> None:
+    codec, rows = RowCodec("int8", 64), np.ones((9, 64), np.float32)
+    (tmp_path / "from-an-older-version.rows").write_bytes(b"rows")
+    former = RowCache(tmp_path, codec, "former")
+    former.put(tokens(1, 9)[0, :9], rows)
+    kept = RowCache(tmp_path, codec, "present")
+    kept.put(tokens(1, 9)[0, :9], rows)
+    assert RowCache(tmp_path, codec, "present").get(tokens(1, 9)[0, :9]) is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["present"]
+
+
+def test_rows_kept_by_a_training_in_bfloat16_are_those_of_one_in_fp32(bundle: Path, tmp_path: Path) -> None:
+    codec = RowCodec("none", 64)
+    losses = []
+    for folder, precision in (("first", "fp32"), ("second", "bf16")):
+        cache = RowCache(tmp_path / folder, codec, "digest")
+        ours = site(bundle, DEVICE, cache=cache)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            ours.loss(tokens(3, 9))
+        losses.append(ours.loss(tokens(3, 9)).item())
+    assert losses[0] == losses[1]
 
 
 def test_kept_rows_beside_lora_on_the_edge_are_refused(bundle: Path, tmp_path: Path) -> None:
@@ -182,5 +219,6 @@ def test_rows_that_are_not_finite_never_reach_the_core(bundle: Path) -> None:
     ours = site(bundle, core=core)
     with torch.no_grad():
         ours.edge.model.embed_tokens.weight[:] = np.inf
-    with pytest.raises(BadRows, match="not finite"):
+    with pytest.raises(TrainingDiverged, match="the edge's rows hold values that are not finite"):
         ours.loss(tokens(1, 8))
+    assert not core.kept

@@ -26,11 +26,18 @@ def _address(value: str) -> str:
     return value
 
 
+def _torch_device(value: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", value):
+        raise ValueError("it must be cpu, cuda or cuda:N")
+    return value
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
 Address = Annotated[str, AfterValidator(_address)]
+TorchDevice = Annotated[str, BeforeValidator(_lower), AfterValidator(_torch_device)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
 
 
@@ -154,8 +161,14 @@ class CloudTrainSettings(Settings):
     listen: Address = Field("127.0.0.1:50062", description="HOST:PORT to serve on; port 0 takes a free one.")
     activation_memory: ByteSize = Field(
         ByteSize(2 * 1024**3),
-        description="Most memory for the activations of all sites; what does not fit is computed again.",
+        description="Memory for the activations of all sites; what does not fit is computed again.",
     )
+    row_memory: ByteSize = Field(
+        ByteSize(1024**3),
+        description="Most memory for the rows of batches held; what does not fit is asked for again.",
+    )
+    device: TorchDevice = Field("cpu", description="Where the core computes: cpu, cuda or cuda:N.")
+    dtype: Literal["fp32", "bf16"] = Field("fp32", description="What its weights are held in: fp32 or bf16.")
     lease: float = Field(60.0, gt=0, description="Seconds that the batches of a lost site are held.")
 
 

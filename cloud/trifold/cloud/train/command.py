@@ -22,6 +22,9 @@ def train(
     bundle: Annotated[Path | None, CloudTrainSettings.flag("bundle")] = None,
     listen: Annotated[str | None, CloudTrainSettings.flag("listen")] = None,
     activation_memory: Annotated[str | None, CloudTrainSettings.flag("activation_memory")] = None,
+    row_memory: Annotated[str | None, CloudTrainSettings.flag("row_memory")] = None,
+    device: Annotated[str | None, CloudTrainSettings.flag("device")] = None,
+    dtype: Annotated[str | None, CloudTrainSettings.flag("dtype")] = None,
     lease: Annotated[float | None, CloudTrainSettings.flag("lease")] = None,
     threads: Annotated[int | None, CloudTrainSettings.flag("threads")] = None,
     log_level: Annotated[str | None, CloudTrainSettings.flag("log_level")] = None,
@@ -35,6 +38,9 @@ def train(
         bundle=bundle,
         listen=listen,
         activation_memory=activation_memory,
+        row_memory=row_memory,
+        device=device,
+        dtype=dtype,
         lease=lease,
         threads=threads,
         log_level=log_level,
@@ -48,6 +54,7 @@ async def _serve(settings: CloudTrainSettings) -> None:
     try:
         import torch
 
+        from trifold.cloud.train import accelerator
         from trifold.cloud.train.service import TrainService
         from trifold.shared.training.shard import TorchShard
         from trifold.shared.training.slices import FloatSlice
@@ -56,10 +63,16 @@ async def _serve(settings: CloudTrainSettings) -> None:
         raise ConfigError(f"{needed}: install Trifold with the extra 'train'") from None
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    device = accelerator.find(settings.device)
     folder = TierFolder.open(settings.bundle, "cloud")
     floats = FloatSlice.open(folder)
     typer.echo(f"loading the float core of {settings.bundle} …", err=True)
+    dtype = torch.bfloat16 if settings.dtype == "bf16" else torch.float32
     service = TrainService(
-        TorchShard.load(floats), folder.manifest, memory=settings.activation_memory, lease=settings.lease
+        TorchShard.load(floats, dtype, device),
+        folder.manifest,
+        memory=settings.activation_memory,
+        row_memory=settings.row_memory,
+        lease=settings.lease,
     )
     await serve(service, settings.listen, grace=_GRACE, role="training")

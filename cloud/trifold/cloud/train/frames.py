@@ -12,19 +12,19 @@ from trifold.shared.session.frames import SESSION_BYTES
 from trifold.shared.training import wire
 
 _BATCH_BYTES: Final = 64 * 1024 * 1024
-"""The fp32 rows of the largest batch."""
+"""The fp32 rows of the largest batch, where the budget for rows allows one."""
 
 
 class TrainFrames:
-    """What the training process of a bundle accepts."""
+    """What the training process of a bundle accepts, if all rows held may take `memory` bytes."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, memory: int) -> None:
         serving = manifest.serving
         hidden = serving.spec.hidden
         self.digest = manifest.serving_digest
         self.rows = RowCodec(serving.codec, hidden)
-        self.max_length = serving.spec.max_positions
-        self.max_rows = max(_BATCH_BYTES // (4 * hidden), self.max_length)
+        self.max_rows = min(_BATCH_BYTES, memory) // (4 * hidden)
+        self.max_length = min(serving.spec.max_positions, self.max_rows)
         self._gradients = {
             codec.wire: codec for codec in (RowCodec(name, hidden) for name in get_args(CodecName))
         }

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib.metadata import version
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
+from trifold.cloud.train import accelerator
 from trifold.cloud.train.activations import Held
 from trifold.cloud.train.core import FrozenCore, Product
 from trifold.cloud.train.frames import TrainFrames
@@ -24,6 +25,7 @@ from trifold.shared.session.stream import MessageStream, until_first
 from trifold.shared.training.shard import TorchShard
 
 TrainStream = MessageStream[pb.TrainRequest, pb.TrainResponse]
+Upward = Literal["rows_up", "gradients_up"]
 
 
 class TrainService:
@@ -31,18 +33,23 @@ class TrainService:
 
     name: ClassVar = pb.DESCRIPTOR.services_by_name["TrainService"].full_name
 
-    def __init__(self, shard: TorchShard, manifest: Manifest, *, memory: int, lease: float) -> None:
-        """Activations of all sites take `memory` bytes at most; a lost site is held for `lease` seconds."""
-        self.frames = TrainFrames(manifest)
+    def __init__(
+        self, shard: TorchShard, manifest: Manifest, *, memory: int, row_memory: int, lease: float
+    ) -> None:
+        """Activations of all sites may take `memory` bytes, the rows of batches held `row_memory`.
+
+        A lost site is held for `lease` seconds.
+        """
+        self.frames = TrainFrames(manifest, row_memory)
         self.core = FrozenCore(shard, self.frames.rows, memory)
         self.scheduler = TurnScheduler()
-        self.table = SiteTable(self.core.activations, self.scheduler, lease=lease)
+        self.table = SiteTable(self.core.activations, self.scheduler, memory=row_memory, lease=lease)
         self.traffic = pb.Traffic()
         self.info = session_pb2.TierInfo(
             tier="cloud",
             version=version("trifold"),
-            fingerprint=f"torch-{torch.__version__}/{torch.backends.cpu.get_cpu_capability()}",
-            provider="CPU",
+            fingerprint=f"torch-{torch.__version__}/{accelerator.describe(shard.device)}",
+            provider=shard.device.type.upper(),
             exact=True,
         )
 
@@ -66,6 +73,8 @@ class TrainService:
             batches=self.table.batches,
             activation_bytes=self.core.activations.size,
             activation_bytes_limit=self.core.activations.limit,
+            row_bytes=self.table.row_bytes,
+            row_bytes_limit=self.table.memory,
             recomputed=self.core.recomputed,
             traffic=self.traffic,
             draining=self.table.draining,
@@ -118,8 +127,9 @@ class TrainConversation:
     async def _forward(self, request: pb.TrainRequest) -> None:
         batch, frames = request.forward.batch, self._service.frames
         size = frames.size(batch, frames.rows)
-        data, received = await self._gather(request, request.forward.data, size)
-        self._traffic.rows_up += received
+        if request.forward.keep:
+            self._seat.make_room(size)
+        data = await self._gather(request, request.forward.data, size, "rows_up")
         held = Held(data, batch.sequences, batch.length)
         if request.forward.keep:
             self._seat.hold(batch.id, held)
@@ -133,8 +143,7 @@ class TrainConversation:
         if held and held.shape != (batch.sequences, batch.length):
             given = f"gradients of {batch.sequences} sequences of {batch.length}"
             raise InvalidRequest(f"{given} for {held.sequences} of {held.length}")
-        data, received = await self._gather(request, request.backward.data, size)
-        self._traffic.gradients_up += received
+        data = await self._gather(request, request.backward.data, size, "gradients_up")
         if held is None:
             await self._stream.write(pb.TrainResponse(computed=pb.Computed(batch=batch, forgotten=True)))
             return
@@ -143,19 +152,24 @@ class TrainConversation:
         # Not before the answer has left: a site that lost it asks again.
         self._seat.release(batch.id)
 
-    async def _gather(self, request: pb.TrainRequest, first: bytes, size: int) -> tuple[bytes, int]:
-        """All `size` bytes of a batch that begins in `request`, and the bytes of its messages."""
-        sizes = [request.ByteSize()]
+    async def _gather(
+        self, request: pb.TrainRequest, first: bytes, size: int, counter: Upward
+    ) -> bytes | bytearray:
+        """All `size` bytes of a batch that begins in `request`; each message is counted as it comes."""
+        self._count(counter, request)
 
         async def more() -> bytes:
             message = await self._stream.read()
             kind = message.WhichOneof("kind") if message else None
             if message is None or kind != "piece":
                 raise InvalidRequest(f"{kind or 'nothing'} where the next Piece of a batch is expected")
-            sizes.append(message.ByteSize())
+            self._count(counter, message)
             return message.piece.data
 
-        return await joined(first, size, more), sum(sizes)
+        return await joined(first, size, more)
+
+    def _count(self, counter: Upward, message: pb.TrainRequest) -> None:
+        setattr(self._traffic, counter, getattr(self._traffic, counter) + message.ByteSize())
 
     def _turn(self, work: Callable[[], Product]) -> Awaitable[Turn[Product]]:
         return self._service.scheduler.run(self._seat, work)

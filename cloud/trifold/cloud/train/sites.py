@@ -25,7 +25,7 @@ MOST_BATCHES: Final = 8
 
 _RETRY_SECONDS: Final = 1.0
 
-_MENDED_BY_RECONNECTING: Final = (Unavailable, DeadlineExceeded, Cancelled, StaleEpoch)
+_MENDED_BY_RECONNECTING: Final = (Unavailable, Overloaded, DeadlineExceeded, Cancelled, StaleEpoch)
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,11 @@ class Site:
         self.seat: Seat | None = None
         self.lease: asyncio.TimerHandle | None = None
 
+    @property
+    def row_bytes(self) -> int:
+        """Of the batches held."""
+        return sum(len(held.data) for held in self.batches.values())
+
 
 class Seat:
     """The one stream that a site has, as a context: leaving it puts the site on its lease, or ends it.
@@ -55,17 +60,24 @@ class Seat:
         self.closed = False
         self._table = table
 
+    def make_room(self, size: int) -> None:
+        """For a batch of so many bytes. Raises Overloaded when nobody can be asked for another one again."""
+        self._table.make_room(size, self.site)
+
     def hold(self, batch: int, held: Held) -> None:
-        """Holds a batch until its gradients come; the oldest gives way where there are too many."""
+        """Holds a batch until its gradients come; the oldest gives way where there are too many.
+
+        Raises Overloaded.
+        """
         self.release(batch)
-        self.site.batches[batch] = held
-        if len(self.site.batches) > MOST_BATCHES:
+        if len(self.site.batches) == MOST_BATCHES:
             self.release(next(iter(self.site.batches)))
+        self.make_room(len(held.data))
+        self.site.batches[batch] = held
 
     def release(self, batch: int) -> None:
         """Forgets a batch, if it is held."""
-        if held := self.site.batches.pop(batch, None):
-            self._table.activations.release(held)
+        self._table.forget(self.site, batch)
 
     def evict(self, error: TrifoldError) -> None:
         """Ends the stream with this error."""
@@ -89,11 +101,19 @@ class Seat:
 
 
 class SiteTable:
-    """Sites by their session; one without a stream is kept for `lease` seconds."""
+    """Sites by their session; one without a stream is kept for `lease` seconds.
 
-    def __init__(self, activations: Activations, scheduler: TurnScheduler, *, lease: float) -> None:
+    The encoded rows of all batches held take `memory` bytes at most. Batches give way that their sites can
+    send again and hold nothing up by it: those of lost sites, and all but the latest of the others. The site
+    that holds most is the first.
+    """
+
+    def __init__(
+        self, activations: Activations, scheduler: TurnScheduler, *, memory: int, lease: float
+    ) -> None:
         self.activations = activations
         self.scheduler = scheduler
+        self.memory = memory
         self.lease = lease
         self.draining = False
         self._sites: dict[bytes, Site] = {}
@@ -108,6 +128,30 @@ class SiteTable:
     def batches(self) -> int:
         """How many are held for all sites."""
         return sum(len(site.batches) for site in self._sites.values())
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the encoded rows that are held for all sites."""
+        return sum(site.row_bytes for site in self._sites.values())
+
+    def make_room(self, size: int, asking: Site) -> None:
+        """Forgets as many batches as needed for `size` more bytes of rows. Raises Overloaded."""
+        while self.row_bytes + size > self.memory:
+            spare = [
+                site
+                for site in self._sites.values()
+                if site.batches and (len(site.batches) > 1 or site.seat is None or site is asking)
+            ]
+            if not spare:
+                wait = "other sites' batches come first"
+                raise Overloaded(f"no room for the rows of another batch: {wait}", retry_after=_RETRY_SECONDS)
+            most = max(spare, key=lambda site: site.row_bytes)
+            self.forget(most, next(iter(most.batches)))
+
+    def forget(self, site: Site, batch: int) -> None:
+        """Gives up a batch of a site, if it is held."""
+        if held := site.batches.pop(batch, None):
+            self.activations.release(held)
 
     def seat(self, session: bytes) -> Seat:
         """Seats a stream at its site, whose older stream is ended. Raises Overloaded, Unavailable."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from trifold.shared.errors import (
     DeadlineExceeded,
     InvalidRequest,
     Overloaded,
+    TrifoldError,
     Unavailable,
 )
 from trifold.shared.runtime.codec import RowCodec
@@ -37,6 +39,9 @@ _TRAIN: Final = "/trifold.proto.v1.TrainService"
 
 _PAUSE: Final = 0.2
 """Seconds between two attempts to reach a training process that turns a site away."""
+
+_LOOK_SECONDS: Final = 10.0
+"""How long a training process may take to say that it is there."""
 
 _PASSING: Final = (Unavailable, Overloaded, DeadlineExceeded, Cancelled)
 
@@ -55,11 +60,12 @@ class RemoteCore:
     """The core at `address` (HOST:PORT) for one site, as `Core` of shared/training/site.py describes it.
 
     Blocking, for one thread at a time and not for one that runs an event loop. A training process that is
-    lost, or has forgotten a batch, is asked again with the same bytes, which gives the same gradients.
+    lost, or has forgotten a batch, is asked again with the same bytes, which gives the same gradients. One
+    that is busy with other sites' batches is waited for.
 
-    `traffic` counts the bytes of messages, `resent` the batches that went forward again.
-    Both ways raise Unavailable when nothing was answered for `timeout` seconds, DigestMismatch when the
-    process has another bundle, and whatever it refuses a batch with.
+    `traffic` counts the bytes of messages. Both ways raise Unavailable when nothing was answered for
+    `timeout` seconds and the process is not there, turns the site away or goes on with nobody's batch;
+    DigestMismatch when it has another bundle, and whatever it refuses a batch with.
     """
 
     def __init__(
@@ -68,7 +74,6 @@ class RemoteCore:
         """Calls nobody yet. Rows travel in the codec of the bundle, gradients in `gradients`."""
         serving = manifest.serving
         self.traffic = pb.Traffic()
-        self.resent = 0
         self._name = f"the training process at {address}"
         self._address = address
         self._timeout = timeout
@@ -81,6 +86,8 @@ class RemoteCore:
         )
         self._batches: OrderedDict[int, _Sent] = OrderedDict()
         self._last = 0
+        self._heard = 0.0
+        self._problem = ""
         self._runner = asyncio.Runner()
         self._channel: grpc.aio.Channel | None = None
         self._stream: TrainStream | None = None
@@ -112,10 +119,6 @@ class RemoteCore:
         del self._batches[batch]
         return self._decoded(answer, sent.batch, self._gradients)
 
-    def describe(self) -> pb.TrainDescribeResponse:
-        """What the training process is and how busy. Raises Unavailable at once where there is none."""
-        return self._runner.run(self._describe())
-
     def close(self) -> None:
         """Lets the training process forget this site; the core cannot be used again."""
         self._runner.run(self._close())
@@ -133,37 +136,67 @@ class RemoteCore:
         return self._runner.run(self._persist(work))
 
     async def _persist(self, work: Callable[[TrainStream], Awaitable[T]]) -> T:
-        """Does the work on a stream, and all of it on another one where that was lost."""
-        problem = ""
+        """Does the work, as long as the process goes on with it or with that of other sites."""
+        doing = asyncio.create_task(self._repeat(work))
+        seen: pb.Traffic | None = None
+        self._problem = ""
+        self._listen()
         try:
-            async with asyncio.timeout(self._timeout):
-                while True:
-                    try:
-                        return await work(await self._connected())
-                    except _PASSING as error:
-                        problem = f" ({error.message})"
-                        self._hang_up()
-                        await asyncio.sleep(error.retry_after or _PAUSE)
-        except TimeoutError:
-            self._hang_up()
-            hint = "is `trifold cloud train` running?"
-            waited = f"{self._name} gave no answer for {self._timeout:g} s"
-            raise Unavailable(f"{waited}: {hint}{problem}") from None
+            while not doing.done():
+                silence = time.monotonic() - self._heard
+                if silence < self._timeout:
+                    await asyncio.wait({doing}, timeout=self._timeout - silence)
+                else:
+                    seen = await self._look(seen)
+                    self._listen()
+            return doing.result()
         except BaseException:
+            doing.cancel()
+            await asyncio.wait({doing})
             # Whatever it was, an answer to it may still come: nothing else can be asked on this stream.
             self._hang_up()
             raise
+
+    def _listen(self) -> None:
+        """The time of silence begins anew."""
+        self._heard = time.monotonic()
+
+    async def _look(self, seen: pb.Traffic | None) -> pb.Traffic:
+        """What the process has done for all sites, which is more than was `seen`. Raises Unavailable."""
+        silent = f"for {self._timeout:g} s"
+        try:
+            traffic = (await self._describe()).traffic
+        except TrifoldError as error:
+            hint = f"is `trifold cloud train` running? ({self._problem or error.message})"
+            raise Unavailable(f"{self._name} gave no answer {silent}: {hint}") from None
+        if self._problem:
+            raise Unavailable(f"{self._name} has turned this site away {silent}: {self._problem}")
+        if traffic == seen:
+            hint = "does a batch take it longer? Give `trifold edge train` a longer --timeout"
+            raise Unavailable(f"{self._name} is there, and has answered no site {silent}: {hint}")
+        return traffic
+
+    async def _repeat(self, work: Callable[[TrainStream], Awaitable[T]]) -> T:
+        """Does the work on a stream, and all of it on another one where that was lost."""
+        while True:
+            try:
+                return await work(await self._connected())
+            except _PASSING as error:
+                self._problem = error.message
+                self._hang_up()
+                await asyncio.sleep(error.retry_after or _PAUSE)
 
     async def _connected(self) -> TrainStream:
         """The stream there is, or a new one."""
         if self._stream is None:
             method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
             method = self._connection().stream_stream(f"{_TRAIN}/Train")
-            self._stream = TrainStream(method(wait_for_ready=True), self._name)
+            self._stream = TrainStream(method(wait_for_ready=True), self._name, self._listen)
             await self._stream.open(self._opening)
+            self._problem = ""
         return self._stream
 
-    async def _forward(self, stream: TrainStream, sent: _Sent, *, keep: bool) -> bytes:
+    async def _forward(self, stream: TrainStream, sent: _Sent, *, keep: bool) -> bytes | bytearray:
         batch = sent.batch
         if batch.sequences * batch.length > stream.opened.max_rows:
             raise InvalidRequest(
@@ -183,7 +216,7 @@ class RemoteCore:
                 self._batches.popitem(last=False)
         return data
 
-    async def _backward(self, stream: TrainStream, sent: _Sent, data: bytes) -> bytes:
+    async def _backward(self, stream: TrainStream, sent: _Sent, data: bytes) -> bytes | bytearray:
         """As often as needed: a batch that was forgotten goes forward first."""
         batch = pb.Batch()
         batch.CopyFrom(sent.batch)
@@ -197,7 +230,6 @@ class RemoteCore:
             self.traffic.gradients_down += stream.received
         if not answer.forgotten:
             return result
-        self.resent += 1
         await self._forward(stream, sent, keep=True)
         return await self._backward(stream, sent, data)
 
@@ -206,7 +238,7 @@ class RemoteCore:
         method = self._connection().unary_unary(f"{_TRAIN}/Describe")
         request = pb.TrainDescribeRequest().SerializeToString()
         try:
-            answer = await method(request, timeout=self._timeout)
+            answer = await method(request, timeout=_LOOK_SECONDS)
             return pb.TrainDescribeResponse.FromString(answer)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self._name) from None
@@ -229,7 +261,7 @@ class RemoteCore:
             self._stream.end()
             self._stream = None
 
-    def _decoded(self, data: bytes, batch: pb.Batch, codec: RowCodec) -> Batch:
+    def _decoded(self, data: bytes | bytearray, batch: pb.Batch, codec: RowCodec) -> Batch:
         try:
             return wire.decode(data, batch.sequences, batch.length, codec)
         except BadRows as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -24,14 +24,16 @@ Call = grpc.aio.StreamStreamCall[bytes, bytes]
 class TrainStream:
     """One stream to the training process. `sent` and `received` are the bytes of the last question.
 
-    Methods raise what ended it: what the process answered, or Unavailable when it was lost.
+    Methods raise what ended it: what the process answered, or Unavailable when it was lost. `heard` is called
+    for every message of an answer.
     """
 
-    def __init__(self, call: Call, name: str) -> None:
+    def __init__(self, call: Call, name: str, heard: Callable[[], None]) -> None:
         self.opened = pb.TrainOpened()
         self.sent = 0
         self.received = 0
         self._name = name
+        self._heard = heard
         self._call = call
         self._ending = Ending(call, name)
         self._responses = aiter(call)
@@ -43,13 +45,13 @@ class TrainStream:
 
     async def ask(
         self, request: pb.TrainRequest, rest: Iterable[bytes], size: int
-    ) -> tuple[pb.Computed, bytes]:
+    ) -> tuple[pb.Computed, bytes | bytearray]:
         """The answer to a batch that begins with `request`, and its data: `size` bytes, none if forgotten."""
         self.sent = self.received = 0
         await self._write(request)
         for data in rest:
             await self._write(pb.TrainRequest(piece=pb.Piece(data=data)))
-        answer = (await self._read("computed")).computed
+        answer = (await self._answer("computed")).computed
         asked = request.forward.batch if request.HasField("forward") else request.backward.batch
         if answer.batch != asked:
             raise nonsense(self._name, "the answer to another batch")
@@ -73,7 +75,12 @@ class TrainStream:
         self._call.cancel()
 
     async def _piece(self) -> bytes:
-        return (await self._read("piece")).piece.data
+        return (await self._answer("piece")).piece.data
+
+    async def _answer(self, kind: str) -> pb.TrainResponse:
+        response = await self._read(kind)
+        self._heard()
+        return response
 
     async def _write(self, request: pb.TrainRequest) -> None:
         data = request.SerializeToString()

@@ -19,7 +19,7 @@ from trifold.edge.federation.frames import Record
 from trifold.edge.federation.text import SiteText
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.manifest import CodecName
-from trifold.shared.errors import DigestMismatch, InvalidRequest
+from trifold.shared.errors import DeadlineExceeded, DigestMismatch, InvalidRequest
 from trifold.shared.federation.feedback import ErrorFeedback
 from trifold.shared.federation.packing import Arrays, Kind, pack, shapes_of, unpack
 from trifold.shared.runtime.codec import RowCodec
@@ -54,6 +54,8 @@ class Task(BaseModel):
     gradients: CodecName
     lora: str
     training: str
+    # The site's own word, where it has one: the time.monotonic() at which the server stops waiting.
+    expires: float | None = None
 
 
 class SiteTrainer:
@@ -141,7 +143,12 @@ class SiteTrainer:
         return report | {"seconds": time.monotonic() - began}
 
     def _begin(self, task: Task, packed: bytes) -> tuple[SiteModel, Arrays]:
-        """The model with the factors of the message, and these. Raises DigestMismatch, InvalidRequest."""
+        """The model with the factors of the message, and these.
+
+        Raises DigestMismatch, InvalidRequest, and DeadlineExceeded for a task that waited too long.
+        """
+        if task.expires is not None and time.monotonic() > task.expires:
+            raise DeadlineExceeded(f"round {task.round} was over before this site had time for it")
         if task.serving_digest != self._manifest.serving_digest:
             mine, theirs = self._manifest.serving_digest[:12], task.serving_digest[:12]
             raise DigestMismatch(f"the site holds the bundle {mine}, the run is about {theirs}")

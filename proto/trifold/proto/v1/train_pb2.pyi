@@ -96,7 +96,7 @@ class TrainOpened(_message.Message):
     max_rows: _builtins.int
     """Rows that one batch may have: sequences * length."""
     max_batches: _builtins.int
-    """Batches that are held for one site at a time; the oldest gives way to another one."""
+    """Batches that are held for one site at a time, memory permitting; the oldest gives way to another one."""
     lease_ms: _builtins.int
     """How long batches are held for a site without a stream."""
     @_builtins.property
@@ -174,7 +174,9 @@ Global___Backward: _TypeAlias = Backward  # noqa: Y015
 
 @_typing.final
 class Piece(_message.Message):
-    """The next bytes of a batch that does not fit one message."""
+    """The next bytes of a batch that does not fit one message. All messages of a batch but its last have 1 MiB of
+    data or more.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -377,6 +379,8 @@ class TrainDescribeResponse(_message.Message):
     TRAFFIC_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     TIER_FIELD_NUMBER: _builtins.int
+    ROW_BYTES_FIELD_NUMBER: _builtins.int
+    ROW_BYTES_LIMIT_FIELD_NUMBER: _builtins.int
     serving_digest: _builtins.str
     max_rows: _builtins.int
     sites: _builtins.int
@@ -388,6 +392,9 @@ class TrainDescribeResponse(_message.Message):
     recomputed: _builtins.int
     """Batches that went forward once more for their gradients."""
     draining: _builtins.bool
+    row_bytes: _builtins.int
+    """Bytes of the encoded rows of these batches, and the most that may be."""
+    row_bytes_limit: _builtins.int
     @_builtins.property
     def traffic(self) -> Global___Traffic:
         """Of all sites since the process began."""
@@ -407,10 +414,12 @@ class TrainDescribeResponse(_message.Message):
         traffic: Global___Traffic | None = ...,
         draining: _builtins.bool = ...,
         tier: _session_pb2.TierInfo | None = ...,
+        row_bytes: _builtins.int = ...,
+        row_bytes_limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tier", b"tier", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_bytes", b"activation_bytes", "activation_bytes_limit", b"activation_bytes_limit", "batches", b"batches", "draining", b"draining", "max_rows", b"max_rows", "recomputed", b"recomputed", "serving_digest", b"serving_digest", "sites", b"sites", "tier", b"tier", "traffic", b"traffic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_bytes", b"activation_bytes", "activation_bytes_limit", b"activation_bytes_limit", "batches", b"batches", "draining", b"draining", "max_rows", b"max_rows", "recomputed", b"recomputed", "row_bytes", b"row_bytes", "row_bytes_limit", b"row_bytes_limit", "serving_digest", b"serving_digest", "sites", b"sites", "tier", b"tier", "traffic", b"traffic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

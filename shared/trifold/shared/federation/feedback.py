@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from safetensors.numpy import save
 from trifold.shared.errors import DamagedFile
 from trifold.shared.federation import durable
 from trifold.shared.federation.packing import Arrays, Kind, pack, shapes_of, unpack
+
+_LATEST: Final = 4
+"""Proposals that are kept beside the one taken: more than rounds are on their way to a site at a time."""
 
 
 @dataclass(frozen=True)
@@ -58,31 +61,25 @@ class Proposal:
 
 
 class ErrorFeedback:
-    """The residual of one site in one run, on the site's disk.
+    """The residuals of one site in one run, on the site's disk.
 
-    A proposal waits in `pending` until the server says that its round has taken it; only then does its
-    residual become the one that the next update is added to. A crash at any point leaves one or the other.
+    Each proposal is kept with its residual under the number of its round. An update is added to the residual
+    of the proposal that the server says it has taken last, whatever was asked in between: so a round that
+    comes late, or once more after the server went back, takes nothing from the others.
     """
 
     def __init__(self, folder: Path, run: str, site: str) -> None:
-        self._settled = folder / run / site / "settled.safetensors"
-        self._pending = folder / run / site / "pending.safetensors"
+        self._folder = folder / run / site
+        self._acknowledged = 0
 
     def settle(self, acknowledged: int) -> None:
         """Take note of the last round whose update the server has taken from this site; 0 for none."""
-        pending = Proposal.load(self._pending)
-        if pending and pending.round == acknowledged:
-            durable.move(self._pending, self._settled)
-            return
-        settled = Proposal.load(self._settled)
-        if settled and settled.round > acknowledged:
-            # The server went back behind a round that it had acknowledged, and lost what it had taken.
-            self._settled.unlink()
+        self._acknowledged = acknowledged
 
     def proposed(self, number: int, base: str) -> Proposal | None:
         """What was proposed for this round already, from the same factors: to be sent again as it is."""
-        pending = Proposal.load(self._pending)
-        return pending if pending and (pending.round, pending.base) == (number, base) else None
+        proposal = Proposal.load(self._path(number))
+        return proposal if proposal and proposal.base == base else None
 
     def propose(
         self,
@@ -92,12 +89,12 @@ class ErrorFeedback:
         kind: Kind,
         report: dict[str, Any],
     ) -> Proposal:
-        """Pack an update with what earlier ones lost, and keep what this one loses as pending.
+        """Pack an update with what earlier ones lost, and keep what this one loses.
 
         Raises InvalidRequest for values that are not finite; nothing is kept then.
         """
-        settled = Proposal.load(self._settled)
-        residual = settled.residual if settled else {}
+        taken = Proposal.load(self._path(self._acknowledged))
+        residual = taken.residual if taken else {}
         whole = {
             name: array + residual[name] if name in residual else array for name, array in update.items()
         }
@@ -105,5 +102,16 @@ class ErrorFeedback:
         arrived = unpack(data, shapes_of(whole), kind)
         lost = {name: whole[name] - arrived[name] for name in whole}
         proposal = Proposal(number, base, data, report, lost)
-        proposal.save(self._pending)
+        proposal.save(self._path(number))
+        self._tidy()
         return proposal
+
+    def _tidy(self) -> None:
+        """Delete what neither the server can name again nor a round that is late may still start from."""
+        kept = self._folder.glob("[0-9]*.safetensors")
+        for path in sorted(kept, key=lambda path: (path.stat().st_mtime_ns, int(path.stem)))[:-_LATEST]:
+            if path != self._path(self._acknowledged):
+                path.unlink()
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number}.safetensors"

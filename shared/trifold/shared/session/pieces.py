@@ -18,19 +18,22 @@ def pieces(data: bytes) -> Iterator[bytes]:
         yield data[start : start + PIECE_BYTES]
 
 
-async def joined(first: bytes, size: int, more: Callable[[], Awaitable[bytes]]) -> bytes:
+async def joined(first: bytes, size: int, more: Callable[[], Awaitable[bytes]]) -> bytes | bytearray:
     """The `size` bytes that begin with `first`, waiting for `more` as long as there are too few.
 
-    Never holds more than a message beyond `size`. Raises BadRows for an empty piece or too many bytes.
+    Never holds more than a message beyond what has come. Raises BadRows for too many bytes, and for a piece
+    that is short of PIECE_BYTES without being the last: many small ones would take many times their bytes.
     """
-    whole = [first]
-    missing = size - len(first)
-    while missing > 0:
+    if len(first) == size:
+        return first
+    whole, piece = bytearray(), first
+    while True:
+        missing = size - len(whole)
+        if len(piece) > missing:
+            raise BadRows(f"{len(whole) + len(piece)} bytes or more where the batch takes {size}")
+        if len(piece) < min(missing, PIECE_BYTES):
+            raise BadRows(f"a piece of {len(piece)} bytes where {missing} are missing and {PIECE_BYTES} fit")
+        whole += piece
+        if len(whole) == size:
+            return whole
         piece = await more()
-        if not piece:
-            raise BadRows(f"an empty piece where {missing} bytes are missing")
-        whole.append(piece)
-        missing -= len(piece)
-    if missing < 0:
-        raise BadRows(f"{size - missing} bytes or more where the batch takes {size}")
-    return first if len(whole) == 1 else b"".join(whole)

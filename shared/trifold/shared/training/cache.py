@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,20 @@ Rows = NDArray[np.float32]
 class RowCache:
     """Rows (length, hidden) by the token ids (length,) of their sequence, written with the codec.
 
-    Good as long as nothing before the cut changes: where only the device is trained. The folder stays at
-    the site, as the rows give the text away. Entries of another bundle are not found.
+    Good as long as nothing before the cut changes: where only the device is trained. The rows give the text
+    away, so they stay at the site, and those of another bundle than this one are deleted: `folder` is the
+    cache's own.
     """
 
     def __init__(self, folder: Path, codec: RowCodec, serving_digest: str) -> None:
-        self.folder = folder
+        self.folder = folder / serving_digest
         self.codec = codec
-        self._digest = serving_digest
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for other in folder.iterdir():
+            if other.is_dir() and other != self.folder:
+                shutil.rmtree(other)
+            elif other.is_file():
+                other.unlink()
 
     def get(self, tokens: NDArray[np.int64]) -> Rows | None:
         """The rows of a sequence, if they are here and whole."""
@@ -45,5 +51,4 @@ class RowCache:
         return self.codec.decode(data, len(tokens), 0)
 
     def _path(self, tokens: NDArray[np.int64]) -> Path:
-        key = hashlib.sha256(self._digest.encode() + tokens.astype("<i8").tobytes())
-        return self.folder / f"{key.hexdigest()}.rows"
+        return self.folder / f"{hashlib.sha256(tokens.astype('<i8').tobytes()).hexdigest()}.rows"

@@ -14,8 +14,10 @@ from trifold.shared.bundle.manifest import Tier
 from trifold.shared.model.spec import DenseFfn
 from trifold.shared.training.slices import FloatSlice
 from trifold.shared.training.weights import Weights
+from trifold.shared.training.wire import Batch
 
 _NOISE: Final = ("attention_dropout", "router_jitter_noise")
+_MAIN_MEMORY: Final = torch.device("cpu")
 
 
 class TorchShard(nn.Module):
@@ -23,7 +25,7 @@ class TorchShard(nn.Module):
 
     All weights are frozen; `add_lora` brings the parameters that are trained. There is no dropout and no
     other noise, so that a step computed twice gives the same bits. The inputs may lie on another torch device
-    than the shard, which moves as modules do.
+    than the shard, and have another dtype.
     """
 
     def __init__(
@@ -39,26 +41,26 @@ class TorchShard(nn.Module):
 
     @classmethod
     def load(
-        cls, floats: FloatSlice, dtype: torch.dtype = torch.float32, *, checkpointing: bool = False
+        cls,
+        floats: FloatSlice,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = _MAIN_MEMORY,
     ) -> Self:
-        """Make the shard of a slice.
+        """Make the shard of a slice, its weights in `dtype` on `device`.
 
-        With `checkpointing`, the layers keep no activations but their inputs and compute them again on the
-        way back (arXiv 1604.06174). Raises UnsupportedModel where transformers wants other tensors than the
-        slice holds.
+        Raises UnsupportedModel where transformers wants other tensors than the slice holds.
         """
         with torch.device("meta"):
             shard = cls._blank(floats, dtype)
-        weights = Weights(floats, dtype)
+        weights = Weights(floats, dtype, device)
         state = {name: weights.take(shard.checkpoint_name(name)) for name in shard.state_dict()}
         weights.check_empty()
         shard.load_state_dict(state, assign=True)
         # Its frequencies are no weights: they come from the config, and not from the meta device.
-        shard.model.rotary_emb = type(shard.model.rotary_emb)(shard.model.config)
-        if checkpointing:
-            shard._recompute()
-        else:
-            shard.train(False)
+        shard.model.rotary_emb = type(shard.model.rotary_emb)(shard.model.config).to(device)
+        shard.train(False)
+        for layer in shard.model.layers:
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         return shard.requires_grad_(False)
 
     @classmethod
@@ -99,6 +101,19 @@ class TorchShard(nn.Module):
         where: torch.device = self.model.rotary_emb.inv_freq.device
         return where
 
+    @property
+    def checkpointing(self) -> bool:
+        """Whether layers keep no activations but their inputs, and compute the others again on the way back
+        (arXiv 1604.06174). The gradients are the same to the last bit. Holds for what goes forward next.
+        """
+        return any(layer.gradient_checkpointing for layer in self.model.layers)
+
+    @checkpointing.setter
+    def checkpointing(self, on: bool) -> None:
+        for layer in self.model.layers:
+            # transformers looks at both; the parts of a layer, which could make noise, stay as they are.
+            layer.gradient_checkpointing = layer.training = on
+
     def checkpoint_name(self, name: str) -> str:
         """By the name of a module or tensor in this shard, the one in transformers' model of the checkpoint.
 
@@ -111,11 +126,11 @@ class TorchShard(nn.Module):
         model, layers, index, rest = name.split(".", 3)
         return f"{model}.{layers}.{int(index) + self._first}.{rest}"
 
-    def _recompute(self) -> None:
-        for layer in self.model.layers:
-            layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-        self.train()  # the layers ask for it
+
+def batch_of(rows: torch.Tensor) -> Batch:
+    """Rows or gradients as they cross a cut: in fp32 and main memory, whatever they were computed in."""
+    array: Batch = rows.detach().to("cpu", torch.float32).contiguous().numpy()
+    return array
 
 
 def _config(floats: FloatSlice) -> Any:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trifold.shared.errors import ConfigError
-from trifold.shared.runtime.codec import RowCodec
+from trifold.shared.runtime.codec import LARGEST, RowCodec
 from trifold.shared.training.cache import RowCache
-from trifold.shared.training.shard import TorchShard
+from trifold.shared.training.diverged import ADVICE, TrainingDiverged
+from trifold.shared.training.shard import TorchShard, batch_of
 from trifold.shared.training.wire import Batch, through
 
 Tokens = NDArray[np.int64]
@@ -55,21 +56,22 @@ class LocalCore:
         batch = next(self._numbers)
         if keep:
             self._kept[batch] = inputs, outputs
-        return batch, through(_array(outputs), self._rows)
+        return batch, through(batch_of(outputs), self._rows)
 
     def backward(self, batch: int, gradients: Batch) -> Batch:
         """As Core says. Raises BadRows for values not finite."""
         inputs, outputs = self._kept.pop(batch)
         arrived = torch.from_numpy(through(gradients, self._gradients)).to(outputs)
         (found,) = torch.autograd.grad(outputs, inputs, arrived)
-        return through(_array(found), self._gradients)
+        return through(batch_of(found), self._gradients)
 
 
 class SiteModel:
     """Edge and device shards around a core.
 
     Where only the device has LoRA, no gradient is asked of the core: `keep` is False, no `backward` follows.
-    With a `cache` its rows are then computed once, and read back whenever the same tokens come again.
+    With a `cache` its rows are then computed once, in fp32 whatever the precision of the training, and read
+    back whenever the same tokens come again.
     """
 
     def __init__(
@@ -89,7 +91,11 @@ class SiteModel:
         return [*_trained(self.edge), *_trained(self.device)]
 
     def loss(self, tokens: Tokens) -> torch.Tensor:
-        """The mean cross entropy of the next token in nats, over (sequences, length + 1) token ids."""
+        """The mean cross entropy of the next token in nats, over (sequences, length + 1) token ids.
+
+        Raises TrainingDiverged when the edge's rows are not finite, and so does going back from the loss when
+        the gradients of the core's rows are not.
+        """
         logits = self.device(self._core_rows(tokens[:, :-1])).float()
         labels = torch.from_numpy(tokens[:, 1:].astype(np.int64)).to(logits.device)
         return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
@@ -101,12 +107,16 @@ class SiteModel:
         known = [self._cache.get(sequence) for sequence in tokens]
         missing = [index for index, rows in enumerate(known) if rows is None]
         if missing:
-            for index, rows in zip(missing, _array(self._compute(tokens[missing])), strict=True):
+            with torch.autocast(self.edge.device.type, enabled=False):
+                computed = batch_of(self._compute(tokens[missing]))
+            for index, rows in zip(missing, computed, strict=True):
                 known[index] = self._cache.put(tokens[index], rows)
         return torch.from_numpy(np.stack([rows for rows in known if rows is not None]))
 
     def _compute(self, tokens: Tokens) -> torch.Tensor:
         rows = self.edge(torch.from_numpy(tokens.astype(np.int64)))
+        # Moved out here, where autograd moves the gradients back to where the edge computes.
+        rows = rows.to("cpu", torch.float32)
         through_core: torch.Tensor = _ThroughCore.apply(rows, self.core)  # type: ignore[no-untyped-call]
         return through_core
 
@@ -117,18 +127,22 @@ class _ThroughCore(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, core: Core) -> torch.Tensor:
         ctx.core = core
-        ctx.batch, found = core.forward(_array(rows), keep=rows.requires_grad)
+        ctx.batch, found = core.forward(_finite(rows, "the edge's rows"), keep=rows.requires_grad)
         return torch.from_numpy(found)
 
     @staticmethod
     def backward(ctx: Any, gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return torch.from_numpy(ctx.core.backward(ctx.batch, _array(gradients))), None
+        given = _finite(gradients, "the gradients of the core's rows")
+        return torch.from_numpy(ctx.core.backward(ctx.batch, given)), None
 
 
 def _trained(shard: TorchShard) -> list[nn.Parameter]:
     return [parameter for parameter in shard.parameters() if parameter.requires_grad]
 
 
-def _array(tensor: torch.Tensor) -> Batch:
-    array: Batch = tensor.detach().float().cpu().contiguous().numpy()
-    return array
+def _finite(rows: torch.Tensor, what: str) -> Batch:
+    """For a codec, which takes no others."""
+    batch = batch_of(rows)
+    if not (np.abs(batch) <= LARGEST).all():
+        raise TrainingDiverged(f"{what} hold values that are not finite: {ADVICE}")
+    return batch

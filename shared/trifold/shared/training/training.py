@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import cos, isfinite, pi
 from typing import Literal
@@ -10,19 +10,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from trifold.shared.errors import ConfigError, InvalidRequest, TrifoldError
+from trifold.shared.errors import ConfigError, InvalidRequest
+from trifold.shared.training.diverged import ADVICE, TrainingDiverged
 from trifold.shared.training.site import SiteModel, Tokens
 
 Precision = Literal["fp32", "bf16"]
-Progress = Callable[[int, float], None]
-"""Told the number of a step, from 1 in each call, and its loss in nats; what it raises ends the training."""
-
-
-class TrainingDiverged(TrifoldError):
-    """A loss or a gradient is not finite."""
-
-    reason = "TRAINING_DIVERGED"
-    exit_code = 65
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,8 @@ class TrainSettings:
 
     A step goes by the mean gradient of `accumulate` batches, cut to the norm `clip`. `proximal` is the mu of
     FedProx (arXiv 1812.06127): it pulls the factors to where this call found them. In "bf16" matrices are
-    multiplied in bfloat16, while factors, their moments and the loss stay in fp32.
+    multiplied in bfloat16, while factors, their moments and the loss stay in fp32. With `checkpointing` the
+    site's layers keep their inputs alone of each batch, for a third more computing and the same bits.
     """
 
     steps: int
@@ -48,6 +41,7 @@ class TrainSettings:
     clip: float = 1.0
     proximal: float = 0.0
     precision: Precision = "fp32"
+    checkpointing: bool = False
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
@@ -60,30 +54,15 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return settings.learning_rate * (1 + cos(pi * min(1.0, done))) / 2
 
 
-def adamw(site: SiteModel, settings: TrainSettings) -> torch.optim.AdamW:
-    """An optimizer without moments; whoever keeps it from round to round keeps its moments.
-
-    Raises ConfigError when there is nothing to train.
-    """
-    parameters = site.parameters()
-    if not parameters:
-        raise ConfigError("nothing to train: no tier with LoRA has a layer; choose other tiers or other cuts")
-    return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-
-
-def train(
-    site: SiteModel,
-    batches: Iterator[Tokens],
-    settings: TrainSettings,
-    optimizer: torch.optim.AdamW | None = None,
-    progress: Progress | None = None,
-) -> list[float]:
+def train(site: SiteModel, batches: Iterator[Tokens], settings: TrainSettings) -> list[float]:
     """Take `settings.steps` steps; returns the loss of each, in nats, as it was before the step.
 
-    Raises TrainingDiverged when a loss or gradient is not finite, InvalidRequest when the batches run out.
+    Raises TrainingDiverged when a loss, a gradient or a row is not finite, InvalidRequest when the batches
+    run out, ConfigError when there is nothing to train.
     """
-    optimizer = optimizer or adamw(site, settings)
-    parameters = site.parameters()
+    optimizer, parameters = _adamw(site, settings), site.parameters()
+    for shard in site.shards:
+        shard.checkpointing = settings.checkpointing
     start = [parameter.detach().clone() for parameter in parameters]
     losses: list[float] = []
     for step in range(settings.steps):
@@ -94,8 +73,6 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
         optimizer.step()
-        if progress:
-            progress(step + 1, losses[-1])
     return losses
 
 
@@ -110,6 +87,17 @@ def evaluate(site: SiteModel, batches: Iterable[Tokens], precision: Precision = 
     if not tokens:
         raise InvalidRequest("no text to evaluate on: it is shorter than one sequence")
     return total / tokens
+
+
+def _adamw(site: SiteModel, settings: TrainSettings) -> torch.optim.AdamW:
+    """An optimizer without moments.
+
+    Raises ConfigError when there is nothing to train.
+    """
+    parameters = site.parameters()
+    if not parameters:
+        raise ConfigError("nothing to train: no tier with LoRA has a layer; choose other tiers or other cuts")
+    return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
 def _accumulate(site: SiteModel, batches: Iterator[Tokens], settings: TrainSettings) -> float:
@@ -139,4 +127,4 @@ def _pull(parameters: list[nn.Parameter], start: list[torch.Tensor], proximal: f
 
 def _check(value: float, what: str) -> None:
     if not isfinite(value):
-        raise TrainingDiverged(f"the {what} is {value}: take a lower learning rate or a longer warm-up")
+        raise TrainingDiverged(f"the {what} is {value}: {ADVICE}")

@@ -22,15 +22,16 @@ class Weights:
     Mixtral's checkpoint calls "block_sparse_moe" is "mlp" there as well.
     """
 
-    def __init__(self, floats: FloatSlice, dtype: torch.dtype) -> None:
+    def __init__(self, floats: FloatSlice, dtype: torch.dtype, device: torch.device) -> None:
         self._floats = floats
         self._tensors = floats.tensors()
         self._dtype = dtype
+        self._device = device
 
     def take(self, name: str) -> torch.Tensor:
         """Raises UnsupportedModel when the slice has no such tensor."""
         tensor = self._find(name)
-        return tensor.to(torch.float32 if name.endswith(_FP32) else self._dtype)
+        return tensor.to(self._device, torch.float32 if name.endswith(_FP32) else self._dtype)
 
     def check_empty(self) -> None:
         """Raises UnsupportedModel naming a tensor that nobody took."""
