@@ -85,7 +85,9 @@ class Stopped(BaseException):
 
 class LocalGrid(Grid):
     """A Grid whose nodes are objects. Those named in `silent` take messages and never answer, for those in
-    `broken` Flower answers with an error. The server is Stopped at the first message of the round `stop_at`.
+    `broken` Flower answers with an error, and what those in `garbled` answer is nothing that Flower can read.
+    Nodes came online in the order of their ids. The server is Stopped at the first message of the round
+    `stop_at`.
     """
 
     def __init__(self, *sites: Site, silent: Iterable[str] = (), broken: Iterable[str] = ()) -> None:
@@ -93,9 +95,10 @@ class LocalGrid(Grid):
         self.nodes = dict(enumerate(sites, start=100))
         self.silent = set(silent)
         self.broken = set(broken)
+        self.garbled: set[str] = set()
         self.registered: dict[int, str] = {}
         self.stop_at = 0
-        self._replies: dict[str, Message] = {}
+        self._replies: dict[str, Message | None] = {}
 
     def set_run(self, run: Run) -> None:
         raise NotImplementedError
@@ -111,13 +114,19 @@ class LocalGrid(Grid):
         return list(self.nodes)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        return [NodeInfo(node_id=node, name=self.registered.get(node)) for node in self.nodes]
+        return [
+            NodeInfo(node_id=node, name=self.registered.get(node), last_activated_at=f"{node:06}")
+            for node in self.nodes
+        ]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         return [self._push(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self._replies.pop(number) for number in message_ids if number in self._replies]
+        replies = [self._replies.pop(number) for number in message_ids if number in self._replies]
+        if not all(replies):
+            raise KeyError("no such object")
+        return [reply for reply in replies if reply]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Any:
         raise NotImplementedError
@@ -130,6 +139,8 @@ class LocalGrid(Grid):
             raise Stopped
         if site.name in self.broken:
             self._replies[number] = Message(Error(1, "the process ended"), reply_to=message)
+        elif site.name in self.garbled:
+            self._replies[number] = None
         elif site.name not in self.silent:
             answer = site.answer(message.metadata.message_type, request)
             content = RecordDict({RECORD: ConfigRecord(answer)})

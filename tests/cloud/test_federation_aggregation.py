@@ -54,6 +54,21 @@ def test_svd_keeps_directions_that_are_not_used_yet() -> None:
     assert (np.linalg.norm(found[A], axis=1) > 1).all()
 
 
+@pytest.mark.parametrize(("outputs", "inputs"), [(3, 24), (16, 2)])
+def test_svd_takes_a_rank_above_a_side_of_the_projection(outputs: int, inputs: int) -> None:
+    rng = np.random.default_rng(0)
+    sites = [
+        {
+            A: rng.standard_normal((4, inputs)).astype(np.float32),
+            B: rng.standard_normal((outputs, 4)).astype(np.float32),
+        }
+        for _ in range(2)
+    ]
+    found = refactored_mean(sites[0], sites)
+    assert (found[A].shape, found[B].shape) == ((4, inputs), (outputs, 4))
+    assert np.allclose(product(found), sum(product(site) for site in sites) / 2, atol=1e-5)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_goes_on_where_its_state_was_kept(strategy: StrategyName) -> None:
     first, second = aggregator(strategy=strategy), aggregator(strategy=strategy)
@@ -125,6 +140,7 @@ def test_fedprox_tells_sites_its_mu_and_the_others_none() -> None:
         ({"aggregation": "svd", "lora": {"freeze_a": True}}, "exact already"),
         ({"quorum": 9}, "quorum of 9 is more than the 2 sites"),
         ({"rounds": 0}, "rounds: .*greater than or equal to 1"),
+        ({"lora": {"tiers": ["cloud"]}}, r"lora\.tiers\.0: .*'edge' or 'device'"),
         ({"local": {"stepz": 1}}, r"local\.stepz"),
     ],
 )

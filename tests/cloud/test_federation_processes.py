@@ -30,7 +30,8 @@ def test_two_sites_train_an_adapter_through_flower(tmp_path: Path) -> None:
     last = Checkpoint.last(folder / "checkpoints")
     assert last is not None
     assert last.taken == {"code": 2, "prose": 2}
-    for row in last.history:
+    events = list(read(folder))
+    for row in (event for event in events if event["event"] == "round"):
         for report in row["sites"].values():
             assert report["update_up"] <= 0.27 * report["update_down"]
-    assert [event["event"] for event in read(folder)][-2:] == ["evaluation", "end"]
+    assert [event["event"] for event in events][-2:] == ["evaluation", "end"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.cloud.federations import (
 )
 from trifold.cloud.federation.exchange import Record
 from trifold.cloud.federation.folder import RunFolder
+from trifold.cloud.federation.metrics import FILE
 from trifold.cloud.federation.run import ADAPTER
 from trifold.shared.bundle.factors import LoraFactors
 from trifold.shared.errors import ConfigError, DamagedFile, Unavailable
@@ -56,7 +58,7 @@ def test_a_run_that_was_stopped_in_a_round_ends_with_the_same_bits(
     assert equal(resumed.factors, expected.factors)
     assert resumed.random == expected.random
     assert (stopped.path / ADAPTER).stat().st_size == (whole.path / ADAPTER).stat().st_size
-    assert [row["round"] for row in resumed.history] == [1, 2, 3, 4]
+    assert [row["round"] for row in events(stopped, "round")] == [1, 2, 3, 4]
 
 
 def test_an_answer_that_was_there_before_the_stop_is_not_computed_again(tmp_path: Path) -> None:
@@ -77,9 +79,9 @@ def test_an_answer_that_was_there_before_the_stop_is_not_computed_again(tmp_path
 
 def test_sites_move_the_factors_towards_their_goals(tmp_path: Path) -> None:
     folder = begin(tmp_path / "run", rounds=6)
-    done = run(folder, LocalGrid(*sites(tmp_path / "sites")))
+    run(folder, LocalGrid(*sites(tmp_path / "sites")))
     (evaluation,) = events(folder, "evaluation")
-    first = done.history[0]["sites"]
+    first = events(folder, "round")[0]["sites"]
     after = [evaluation["sites"][site]["heldout"] for site in first]
     assert sum(after) < 0.7 * sum(report["heldout"] for report in first.values())
 
@@ -154,7 +156,9 @@ def test_the_residual_of_a_refused_update_is_dropped_with_it(tmp_path: Path) -> 
     assert done.taken == {"clinic": 3, "press": 3, "school": 3}
 
 
-def test_a_silent_site_holds_a_round_up_no_longer_than_the_deadline(tmp_path: Path) -> None:
+def test_a_silent_site_holds_a_round_up_no_longer_than_the_deadline_and_the_next_do_without(
+    tmp_path: Path,
+) -> None:
     folder = begin(tmp_path / "run", rounds=2, deadline=0.3)
     grid = LocalGrid(*sites(tmp_path / "sites"))
 
@@ -165,12 +169,13 @@ def test_a_silent_site_holds_a_round_up_no_longer_than_the_deadline(tmp_path: Pa
     grid.nodes[100]._spoil = hush
     grid.nodes[102].name = "school"
     done = run(folder, grid)
-    assert [row["lost"] for row in done.history] == [{"school": "no answer within 0.3 s"}] * 2
+    lost = [row["lost"] for row in events(folder, "round")]
+    assert lost == [{"school": "no answer within 0.3 s"}, {}]
     assert done.taken == {"clinic": 2, "press": 2}
 
 
 def test_a_site_whose_process_ended_is_lost_and_named(tmp_path: Path) -> None:
-    folder = begin(tmp_path / "run", rounds=1)
+    folder = begin(tmp_path / "run", rounds=1, deadline=0.3)
     grid = LocalGrid(*sites(tmp_path / "sites"))
 
     def crash(answer: Record) -> Record:
@@ -178,8 +183,9 @@ def test_a_site_whose_process_ended_is_lost_and_named(tmp_path: Path) -> None:
         return answer
 
     grid.nodes[101]._spoil = crash
-    done = run(folder, grid)
-    assert done.history[0]["lost"] == {"school": "the process ended"}
+    run(folder, grid)
+    (row,) = events(folder, "round")
+    assert row["lost"] == {"school": "the process ended"}
 
 
 def test_a_round_without_its_quorum_is_tried_again_and_then_the_run_stops_to_be_resumed(
@@ -195,61 +201,23 @@ def test_a_round_without_its_quorum_is_tried_again_and_then_the_run_stops_to_be_
     assert run(folder, grid).round == 2
 
 
-def test_too_few_sites_end_the_wait_naming_those_that_are_there(tmp_path: Path) -> None:
-    folder = begin(tmp_path / "run", deadline=0.2)
-    with pytest.raises(Unavailable, match=r"for 3 sites, and there are: clinic, press"):
-        run(folder, LocalGrid(*sites(tmp_path / "sites", "clinic", "press")))
-
-
-def test_a_site_with_another_bundle_is_refused_by_name(tmp_path: Path) -> None:
-    folder = begin(tmp_path / "run", rounds=1, sites=2)
-    other = Site("attic", tmp_path / "sites", digest="e" * 64)
-    done = run(folder, LocalGrid(other, *sites(tmp_path / "sites", "clinic", "press")))
-    assert done.taken == {"clinic": 1, "press": 1}
-    (event,) = events(folder, "refused")
-    assert event["site"] == "attic"
-    assert event["reason"] == "its serving_digest is eeeeeeeeeeee, the run's is dddddddddddd"
-
-
-def test_a_name_belongs_to_the_node_that_had_it_first(tmp_path: Path) -> None:
-    folder = begin(tmp_path / "run", rounds=1)
-    thief = Site("press", tmp_path / "thief", spoil=_loud)
-    run(folder, LocalGrid(*sites(tmp_path / "sites"), thief))
-    assert thief.rounds == []
-    (event,) = events(folder, "refused")
-    assert (event["site"], event["reason"]) == ("press", "node 103 has the name of a site that is online")
-
-
-def test_where_nodes_are_registered_under_names_their_own_word_does_not_count(tmp_path: Path) -> None:
-    folder = begin(tmp_path / "run", rounds=1)
+def test_what_a_crash_left_undone_after_the_last_checkpoint_is_done_on_resuming(tmp_path: Path) -> None:
+    folder = begin(tmp_path / "run", rounds=2)
     grid = LocalGrid(*sites(tmp_path / "sites"))
-    grid.registered = {100: "ward-7"}
-    assert set(run(folder, grid).taken) == {"press", "school", "ward-7"}
+    done = run(folder, grid)
+    rounds = events(folder, "round")
 
-
-@pytest.mark.parametrize(
-    "description",
-    [
-        {"site": "../../etc"},
-        {"site": 7},
-        {"shapes": "[1"},
-        {"shapes": '{"m.lora_A": [1000000, 1000000]}'},
-        {"shapes": '{"m.lora_A": [-4, 24]}'},
-        {"shapes": "{}"},
-        {"data": b""},
-        {"serving_digest": 1},
-    ],
-)
-def test_a_description_that_makes_no_sense_is_refused(tmp_path: Path, description: Record) -> None:
-    class Liar(Site):
-        def answer(self, action: str, request: Record) -> Record:
-            answer = super().answer(action, request)
-            return answer | description if action == "query.describe" else answer
-
-    folder = begin(tmp_path / "run", rounds=1, sites=2)
-    done = run(folder, LocalGrid(Liar("liar", tmp_path / "liar"), *sites(tmp_path / "s", "clinic", "press")))
-    assert set(done.taken) == {"clinic", "press"}
-    assert len(events(folder, "refused")) == 1
+    # As after a kill right behind the checkpoint: the adapter is that of the round before, or none.
+    kept = [line for line in (folder.path / FILE).read_text().splitlines() if '"event": "round"' not in line]
+    (folder.path / FILE).write_text("\n".join([json.dumps(rounds[0]), *kept]))
+    for stale in (b"of round 1", None):
+        (folder.path / ADAPTER).unlink()
+        if stale:
+            (folder.path / ADAPTER).write_bytes(stale)
+        assert equal(run(RunFolder.open(folder.path), grid).factors, done.factors)
+        assert equal(load_file(folder.path / ADAPTER), done.factors)
+        told = [{name: value for name, value in row.items() if name != "time"} for row in rounds]
+        assert [{n: v for n, v in row.items() if n != "time"} for row in events(folder, "round")] == told
 
 
 def test_a_folder_that_holds_a_run_is_not_begun_again(tmp_path: Path) -> None:

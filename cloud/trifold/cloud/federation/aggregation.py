@@ -45,7 +45,10 @@ def _refactored(before: Matrix, pairs: Sequence[tuple[Matrix, Matrix]]) -> tuple
     left, upper = np.linalg.qr(tall)
     right, lower = np.linalg.qr(wide.T)
     u, singular, vt = np.linalg.svd(upper @ lower.T)
-    outputs, inputs = left @ u[:, :rank] * singular[:rank], vt[:rank] @ right.T
+    # A projection with a side below the rank has no more directions than that.
+    used = min(rank, len(singular))
+    outputs = np.pad(left @ u[:, :used] * singular[:used], ((0, 0), (0, rank - used)))
+    inputs = np.pad(vt[:used] @ right.T, ((0, rank - used), (0, 0)))
     p, _, qt = np.linalg.svd(before.astype(np.float64) @ inputs.T)
     turn = p @ qt
     length = np.sqrt(np.mean(np.square(np.linalg.norm(wide, axis=1))))

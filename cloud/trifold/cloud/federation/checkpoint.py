@@ -29,7 +29,7 @@ class Checkpoint:
     """After `round` rounds: the factors, what the strategy remembers, and what the next round needs to know.
 
     `model` says what all sites must hold; `random` is the state of the generator that samples sites; `taken`
-    is the last round whose update was taken, by site; `history` has one entry a round.
+    is the last round whose update was taken, by site; `row` is what the log tells of this round.
     """
 
     round: int
@@ -38,7 +38,7 @@ class Checkpoint:
     server: dict[str, NDArray[Any]]
     random: dict[str, Any]
     taken: dict[str, int] = field(default_factory=dict)
-    history: tuple[dict[str, Any], ...] = ()
+    row: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, model: dict[str, str], factors: Arrays, seed: int) -> Self:
@@ -57,7 +57,7 @@ class Checkpoint:
             "model": self.model,
             "random": self.random,
             "taken": self.taken,
-            "history": self.history,
+            "row": self.row,
         }
         durable.write(folder / _NAME.format(self.round), save(tensors, {"run": json.dumps(rest)}))
         for old in sorted(folder.glob(_PATTERN))[:-_KEPT]:
@@ -75,16 +75,20 @@ class Checkpoint:
             with safe_open(path, "np") as file:
                 rest = json.loads(file.metadata()["run"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cls(
+                rest["round"],
+                rest["model"],
+                _part(tensors, "factors/"),
+                _part(tensors, "server/"),
+                rest["random"],
+                rest["taken"],
+                rest["row"],
+            )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DamagedFile(
                 f"{path}: is no checkpoint of a run ({error}); delete it to go back a round"
             ) from error
-        return cls(
-            rest["round"],
-            rest["model"],
-            {name.removeprefix("factors/"): t for name, t in tensors.items() if name.startswith("factors/")},
-            {name.removeprefix("server/"): t for name, t in tensors.items() if name.startswith("server/")},
-            rest["random"],
-            rest["taken"],
-            tuple(rest["history"]),
-        )
+
+
+def _part(tensors: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -10,12 +10,12 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from trifold.cloud.federation.folder import RunFolder, running
+from trifold.cloud.federation.folder import RunFolder
 from trifold.cloud.federation.metrics import read
 from trifold.cloud.federation.page import FILE as PAGE
 from trifold.cloud.federation.page import page
 from trifold.cloud.federation.settings import RunSettings
-from trifold.cloud.federation.submit import Simulation, SuperLink, submit
+from trifold.cloud.federation.submit import Simulation, SuperLink, check, submit
 from trifold.cloud.federation.table import Progress
 from trifold.shared.errors import ConfigError, TrifoldError, Unavailable
 from trifold.shared.federation import durable
@@ -56,9 +56,13 @@ def run(
 ) -> None:
     """Begin a run, and follow it to its end."""
     told, link = RunSettings.read(settings, assignments or ()), SuperLink(superlink, root_certificates)
+    # All that can be wrong comes before the folder: it would stand in the way of the next attempt.
+    simulation = _simulation(simulate, trainer)
+    check(app)
+    _check_strategy(told)
     link.wait()
     created = RunFolder.create(folder, told)
-    _follow(created, submit(created, link, app, _simulation(simulate, trainer)))
+    _follow(created, submit(created, link, app, simulation))
 
 
 @federate.command()
@@ -71,20 +75,23 @@ def resume(
     trainer: Trainer = None,
 ) -> None:
     """Go on with a run after its last whole round."""
-    opened = RunFolder.open(folder)
-    process = Progress.of(read(folder)).process
-    if process and running(process):
-        raise TrifoldError(f"the run in {folder} is at work in process {process}: follow it with `status`")
-    link = SuperLink(superlink, root_certificates)
+    opened, link = RunFolder.open(folder), SuperLink(superlink, root_certificates)
+    if opened.at_work():
+        raise TrifoldError(f"the run is at work: follow it with `trifold federate status {folder}`")
+    simulation = _simulation(simulate, trainer)
+    check(app)
     link.wait()
-    _follow(opened, submit(opened, link, app, _simulation(simulate, trainer)))
+    _follow(opened, submit(opened, link, app, simulation))
 
 
 @federate.command()
 def status(folder: Folder) -> None:
-    """Show what a run has done so far."""
+    """Show what a run has done so far, and write its page."""
     opened = RunFolder.open(folder)
-    Console().print(Progress.of(read(folder)).render(opened.settings.rounds))
+    # Before the log is read: it is complete when the lock is gone.
+    at_work = opened.at_work()
+    Console().print(Progress.of(read(folder)).render(opened.settings.rounds, at_work=at_work))
+    _write_page(opened)
 
 
 def _simulation(nodes: int, trainer: Path | None) -> Simulation | None:
@@ -96,31 +103,58 @@ def _simulation(nodes: int, trainer: Path | None) -> Simulation | None:
     return None
 
 
+def _check_strategy(told: RunSettings) -> None:
+    """Raises ConfigError for options that the strategy does not have."""
+    try:
+        from trifold.cloud.federation.strategy import Aggregator
+    except ModuleNotFoundError as error:
+        needed = f"trifold federate needs the package {error.name}"
+        raise ConfigError(f"{needed}: install Trifold with the extra 'federated'") from None
+    Aggregator(told)
+
+
+def _write_page(folder: RunFolder) -> None:
+    durable.write(folder.path / PAGE, page(folder.path.name, read(folder.path)).encode())
+
+
 def _follow(folder: RunFolder, flower_run: int) -> None:
     """A live table until the run has ended. Raises TrifoldError when it has failed.
 
     Ctrl-C ends the table and not the run.
     """
-    since = time.monotonic()
     console = Console()
+    try:
+        progress = _watch(folder, flower_run, console)
+    finally:
+        _write_page(folder)
+    if not console.is_terminal:
+        console.line()
+    if progress.failed:
+        raise TrifoldError(f"{progress.failed} (resume with `trifold federate resume {folder.path}`)")
+    console.print(f"The adapter is {folder.path / 'adapter.safetensors'}, the curves {folder.path / PAGE}")
+
+
+def _watch(folder: RunFolder, flower_run: int, console: Console) -> Progress:
+    """The table, until the run has ended or failed. Raises Unavailable when it does not go on."""
+    since = time.monotonic()
+    begun = False
     with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
         while True:
+            # Before the log is read: it is complete when the lock is gone.
+            lost = begun and not folder.at_work()
             events = list(read(folder.path))
             progress = Progress.of(events)
-            live.update(progress.render(folder.settings.rounds), refresh=True)
             begun = any(event.get("flower_run") == flower_run for event in events)
+            live.update(progress.render(folder.settings.rounds, at_work=not lost), refresh=True)
             if begun and (progress.ended or progress.failed):
-                break
-            if begun and progress.process and not running(progress.process):
+                return progress
+            if lost:
                 raise Unavailable(
                     f"the ServerApp was lost: go on with `trifold federate resume {folder.path}`"
                 )
             if not begun and time.monotonic() - since > _PATIENCE:
-                raise Unavailable(f"Flower did not start run {flower_run}: is there a flower-superexec?")
+                raise Unavailable(
+                    f"Flower has not started run {flower_run} yet: is there a flower-superexec? Where there "
+                    f"is one, the run begins: see `trifold federate status {folder.path}`"
+                )
             time.sleep(_PAUSE)
-    if not console.is_terminal:
-        console.line()
-    durable.write(folder.path / PAGE, page(folder.path.name, events).encode())
-    if progress.failed:
-        raise TrifoldError(f"{progress.failed} (resume with `trifold federate resume {folder.path}`)")
-    console.print(f"The adapter is {folder.path / 'adapter.safetensors'}, the curves {folder.path / PAGE}")

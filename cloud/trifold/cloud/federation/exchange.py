@@ -22,6 +22,54 @@ RECORD: Final = "trifold"
 _POLL: Final = 0.1
 """Seconds between looking for answers. Flower's send_and_receive waits 3."""
 
+_REST: Final = 3
+"""The pause between looks in times of what a look took: many sites do not keep the SuperLink busy."""
+
+_MOST: Final = 1e15
+"""More bytes, seconds or nats than any site can tell of."""
+
+_WORDS: Final = 300
+"""Characters of what a site says that are kept."""
+
+
+class Question:
+    """A request on its way to a node. Once it is `over`, it has a `record`, or was `lost` and says why."""
+
+    def __init__(
+        self, grid: Grid, action: Action, node: int, request: Record, *, deadline: float, group: str = ""
+    ) -> None:
+        """It expires after `deadline` seconds, so that a site that is back late does not work for nothing."""
+        self.record: Record | None = None
+        self.lost = ""
+        self._grid = grid
+        self._deadline = deadline
+        content = RecordDict({RECORD: ConfigRecord(request)})
+        message = Message(content, dst_node_id=node, message_type=action, ttl=deadline, group_id=group)
+        self._number = next(iter(grid.push_messages([message])), None)
+        self._until = time.monotonic() + deadline
+        if not self._number:
+            self.lost = "Flower did not take the message"
+
+    def over(self) -> bool:
+        """Looks for the answer. Whatever is wrong with it loses this question, and nothing else."""
+        if self.record is None and not self.lost:
+            try:
+                self._look()
+            except InvalidRequest as error:
+                self.lost = _plain(error.message)
+            except Exception as error:  # Flower reads what the site sent: it may fail in any way.
+                self.lost = _plain(f"its answer cannot be read: {type(error).__name__}: {error}")
+        return self.record is not None or bool(self.lost)
+
+    def _look(self) -> None:
+        # One message at a time: whose answer it is does not depend on what the answer says, and Flower, which
+        # hands out an answer once, loses no other when it cannot read this one.
+        for reply in self._grid.pull_messages([self._number or ""]):
+            self.record = _record(reply)
+            return
+        if time.monotonic() >= self._until:
+            self.lost = f"no answer within {self._deadline:g} s"
+
 
 @dataclass
 class Answers:
@@ -38,59 +86,53 @@ def ask(
     *,
     deadline: float,
     group: str = "",
-    answered: Callable[[int, Record], None] | None = None,
+    answered: Callable[[int, Record], None] = lambda node, record: None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Answers:
     """Send each node its request, and wait until all have answered or `deadline` seconds are over.
 
     A node that is lost on the way counts as answered as soon as Flower knows; an answer that comes too late
-    is never looked at. `answered` is told of each answer as it comes.
+    is never looked at. `answered` is told of each answer as it comes, `meanwhile` is called between looks.
     """
-    answers, until = Answers(), time.monotonic() + deadline
-    messages = [_message(action, node, record, deadline, group) for node, record in requests.items()]
-    sent = dict(zip(grid.push_messages(messages), requests, strict=True)) if messages else {}
-    waiting = {message: node for message, node in sent.items() if message}
-    answers.lost = dict.fromkeys(set(requests) - set(waiting.values()), "Flower did not take the message")
+    answers = Answers()
+    waiting = {
+        node: Question(grid, action, node, request, deadline=deadline, group=group)
+        for node, request in requests.items()
+    }
     while waiting:
-        for reply in grid.pull_messages(list(waiting)):
-            node = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if node is not None:
-                _note(answers, node, reply, answered)
-        if waiting and time.monotonic() >= until:
-            answers.lost |= dict.fromkeys(waiting.values(), f"no answer within {deadline:g} s")
-            break
+        began = time.monotonic()
+        for node in [node for node, question in waiting.items() if question.over()]:
+            question = waiting.pop(node)
+            if question.record is None:
+                answers.lost[node] = question.lost
+            else:
+                answers.records[node] = question.record
+                answered(node, question.record)
         if waiting:
-            time.sleep(_POLL)
+            meanwhile()
+            time.sleep(max(_POLL, _REST * (time.monotonic() - began)))
     return answers
 
 
-def _message(action: Action, node: int, record: Record, deadline: float, group: str) -> Message:
-    """It expires with the deadline, so that a site that comes back late does not train for nothing."""
-    content = RecordDict({RECORD: ConfigRecord(record)})
-    return Message(content, dst_node_id=node, message_type=action, ttl=deadline, group_id=group)
-
-
-def _note(
-    answers: Answers, node: int, reply: Message, answered: Callable[[int, Record], None] | None
-) -> None:
-    if reply.has_error():
-        answers.lost[node] = reply.error.reason or f"Flower error {reply.error.code}"
-        return
-    try:
-        record = _record(reply)
-    except InvalidRequest as error:
-        answers.lost[node] = error.message
-        return
-    if "refusal" in record:
-        answers.lost[node] = str(record["refusal"])
-        return
-    answers.records[node] = record
-    if answered:
-        answered(node, record)
-
-
 def _record(reply: Message) -> Record:
-    """Raises InvalidRequest when a site sent something else than one record of ours."""
+    """Raises InvalidRequest with what a site sent instead of one record of ours."""
+    if reply.has_error():
+        raise InvalidRequest(reply.error.reason or f"Flower error {reply.error.code}")
     records = reply.content
     if list(records) != [RECORD] or not isinstance(records[RECORD], ConfigRecord):
         raise InvalidRequest(f"the answer holds {', '.join(map(str, records)) or 'nothing'}, not {RECORD}")
-    return dict(records[RECORD])
+    record = dict(records[RECORD])
+    if "refusal" in record:
+        raise InvalidRequest(str(record["refusal"]))
+    for name, value in record.items():
+        if name == "data" and type(value) is not bytes:
+            raise InvalidRequest(f"its data is {type(value).__name__}, not bytes")
+        if isinstance(value, int | float) and not 0 <= value <= _MOST:
+            raise InvalidRequest(f"its {name} cannot be {value:g}")
+    return record
+
+
+def _plain(words: str) -> str:
+    """What a site says, as one line that logs, tables and terminals can take."""
+    line = "".join(letter if letter.isprintable() else " " for letter in words[:_WORDS])
+    return " ".join(line.split()) + (" …" if len(words) > _WORDS else "") or "no reason given"

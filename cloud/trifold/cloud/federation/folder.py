@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
 import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import BinaryIO, Final, Self
 
 from trifold.cloud.federation.settings import RunSettings
-from trifold.shared.errors import ConfigError, DamagedFile
+from trifold.shared.errors import ConfigError, DamagedFile, Unavailable
 from trifold.shared.federation import durable
 
 RUN: Final = "run.json"
+
+_TRIES: Final = 20
+_PAUSE: Final = 0.05
+"""Whoever looks whether a run is at work holds its lock for an instant."""
 
 
 class RunFolder:
@@ -48,14 +55,33 @@ class RunFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedFile(f"{path / RUN}: is not the settings of a run: {error}") from error
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """For the one process that works on the run; the lock goes with it, however it ends.
 
-def running(process: int) -> bool:
-    """Whether a process of this machine is at work; one that has ended and nobody has asked after is not."""
+        Raises Unavailable while there is another.
+        """
+        with (self.path / RUN).open("r+b") as file:
+            for _ in range(_TRIES):
+                if _lock(file, fcntl.LOCK_EX):
+                    break
+                time.sleep(_PAUSE)
+            else:
+                raise Unavailable(
+                    f"another ServerApp works on it: follow that with `trifold federate status {self.path}`"
+                )
+            yield
+
+    def at_work(self) -> bool:
+        """Whether a process works on the run."""
+        with (self.path / RUN).open("rb") as file:
+            return not _lock(file, fcntl.LOCK_SH)
+
+
+def _lock(file: BinaryIO, kind: int) -> bool:
+    """Whether the lock is had; until the file is closed, if so."""
     try:
-        os.kill(process, 0)
-        # Flower does not ask after what it starts, so that a ServerApp that has ended stays as a zombie.
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    except PermissionError:
-        return True
+    return True

@@ -25,7 +25,8 @@ class Gate:
     """Lets through updates of `shapes` and `kind` whose values are finite and whose norm is in line.
 
     The norm may be `ratio` times the median of the other sites' in the round, and never above `bound`. The
-    own norm does not count for the median: of two sites, one could otherwise be any number of times larger.
+    own norm does not count for the median: one of few could otherwise be any number of times larger. Of two
+    sites, nothing says whether the loud one or the faint is out of line: they are held to the bound alone.
     """
 
     shapes: Shapes
@@ -62,6 +63,6 @@ class Gate:
     def _out_of_line(self, norms: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         for site, norm in norms.items():
             others = [other for name, other in norms.items() if name != site]
-            usual = median(others) if others else 0.0
+            usual = median(others) if len(others) > 1 else 0.0
             if usual > 0 and norm > self.ratio * usual:
                 yield site, f"the norm {norm:.3g} is {norm / usual:.0f} times that of the other sites"

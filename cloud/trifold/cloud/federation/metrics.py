@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 Event = dict[str, Any]
 
@@ -25,11 +25,21 @@ class Log:
         self._path = folder / FILE
 
     def write(self, event: str, **details: Any) -> None:
-        line = json.dumps({"event": event, "time": round(time.time(), 3)} | details)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        line = json.dumps({"event": event, "time": round(time.time(), 3)} | details).encode()
+        with self._path.open("a+b") as file:
+            if _cut(file):
+                file.write(b"\n")
+            file.write(line + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _cut(file: BinaryIO) -> bool:
+    """Whether a crash has cut the last line short."""
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def read(folder: Path) -> Iterator[Event]:

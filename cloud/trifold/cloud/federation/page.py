@@ -109,11 +109,12 @@ def _chart(curves: dict[str, Curve]) -> str:
 
 
 def _table(rows: Sequence[Event]) -> str:
-    heads = ("round", "sites", "refused", "lost", "MB", "seconds")
+    heads = ("round", "sites", "refused", "lost", "MB", "seconds", "overhead")
     lines = [f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"]
     for row in rows:
         volume = sum(_bytes(row, what) for what in ("rows", "gradients", "update")) / 1e6
         names = (", ".join(row[what]) or "–" for what in ("refused", "lost"))
-        cells = (row["round"], len(row["sites"]), *names, f"{volume:.2f}", f"{row['seconds']:.1f}")
+        seconds = (f"{row[what]:.1f}" for what in ("seconds", "overhead"))
+        cells = (row["round"], len(row["sites"]), *names, f"{volume:.2f}", *seconds)
         lines.append(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}</tr>")
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'

@@ -15,7 +15,7 @@ from trifold.cloud.federation.checkpoint import Checkpoint
 from trifold.cloud.federation.exchange import Answers, Record, ask
 from trifold.cloud.federation.folder import RunFolder
 from trifold.cloud.federation.gate import Admission, Gate
-from trifold.cloud.federation.metrics import Log
+from trifold.cloud.federation.metrics import Log, read
 from trifold.cloud.federation.roster import Roster
 from trifold.cloud.federation.strategy import Aggregator
 from trifold.shared.errors import Unavailable
@@ -41,6 +41,7 @@ class FederatedRun:
             grid,
             {"lora": self.settings.lora.model_dump_json()},
             lambda site, reason: self._log.write("refused", site=site, reason=reason),
+            count=self.settings.sites,
             deadline=self.settings.deadline,
             model=begun.model if begun else None,
         )
@@ -52,16 +53,23 @@ class FederatedRun:
 
         Raises Unavailable when sites stay away for too long; the run can be resumed then.
         """
+        if self._state.round:
+            self._complete()
         while self._state.round < self.settings.rounds:
             self._state = self._round(self._state)
             self._state.save(self.folder.checkpoints)
             self._write_adapter()
-            self._log.write("round", **self._state.history[-1])
+            self._log.write("round", **self._state.row)
         self._evaluate()
         return self._state
 
+    def _complete(self) -> None:
+        """What a crash has left undone after the last checkpoint."""
+        self._write_adapter()
+        if not any(event.items() >= self._state.row.items() for event in read(self.folder.path)):
+            self._log.write("round", **self._state.row)
+
     def _begin(self) -> Checkpoint:
-        self._roster.wait(self.settings.sites)
         model, factors = self._roster.settle()
         state = Checkpoint.begin(model, factors, self.settings.seed)
         state.save(self.folder.checkpoints)
@@ -71,7 +79,7 @@ class FederatedRun:
         began, number = time.monotonic(), state.round + 1
         generator = state.generator()
         for _ in range(self.settings.attempts):
-            sites = self._roster.wait(self.settings.quorum)
+            sites = self._roster.gather(self.settings.quorum)
             names = self._sample(list(sites), generator)
             row, admission = self._updates(state, number, {site: sites[site] for site in names})
             if len(admission.updates) >= self.settings.quorum:
@@ -83,7 +91,8 @@ class FederatedRun:
             )
         factors = self._aggregator.aggregate(number, state.factors, admission.updates)
         row |= {"seconds": time.monotonic() - began}
-        row |= {"overhead": row["seconds"] - max(site["seconds"] for site in row["sites"].values())}
+        slowest = max(site["seconds"] for site in row["sites"].values())
+        row |= {"overhead": max(0.0, row["seconds"] - slowest)}
         return Checkpoint(
             number,
             state.model,
@@ -91,7 +100,7 @@ class FederatedRun:
             self._aggregator.state(),
             dict(generator.bit_generator.state),
             state.taken | dict.fromkeys(admission.updates, number),
-            (*state.history, row),
+            row,
         )
 
     def _sample(self, sites: list[str], generator: Any) -> list[str]:
@@ -113,7 +122,10 @@ class FederatedRun:
             answered=lambda node, record: self._log.write(
                 "answer", round=number, site=by_node[node], **_report(record)
             ),
+            meanwhile=self._roster.glance,
         )
+        for node in answers.lost:
+            self._roster.forget(node)
         return self._admitted(state, number, by_node, answers, len(packed))
 
     def _task(self, state: Checkpoint, number: int, site: str, packed: bytes) -> Record:
@@ -151,7 +163,7 @@ class FederatedRun:
         gate = Gate(shapes_of(trained), settings.update, settings.norm_ratio, settings.norm_bound)
         records = {by_node[node]: record for node, record in answers.records.items()}
         data = {site: record.get("data", b"") for site, record in records.items()}
-        admission = gate.admit({site: bytes(value) for site, value in data.items()})
+        admission = gate.admit(data)
         lost = {by_node[node]: reason for node, reason in answers.lost.items()}
         for event, reasons in (("refused", admission.refused), ("lost", lost)):
             for site, reason in sorted(reasons.items()):
@@ -183,7 +195,7 @@ class FederatedRun:
         """Each site's held-out loss with the last factors; a round tells that of those it began with."""
         if not self.settings.local.evaluate:
             return
-        sites = self._roster.wait(self.settings.quorum)
+        sites = self._roster.gather(self.settings.quorum)
         packed = pack(self._state.factors, "fp32")
         requests = {
             node: self._task(self._state, self._state.round + 1, site, packed) for site, node in sites.items()
@@ -211,6 +223,6 @@ def _report(record: Record) -> Row:
     report: Row = {"seconds": 0.0}
     for name, kind in _REPORTED.items():
         value = record.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float):
             report[name] = kind(value)
     return report

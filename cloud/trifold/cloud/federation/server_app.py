@@ -25,12 +25,13 @@ def main(grid: Grid, context: Context) -> None:
     if not given:
         raise ConfigError("the run config names no folder: start runs with `trifold federate run`")
     folder = RunFolder.open(Path(str(given)))
-    log = Log(folder.path)
-    log.write("begin", run=folder.name, flower_run=context.run_id, process=os.getpid())
-    try:
-        done = FederatedRun(folder, grid).run()
-    except BaseException as error:
-        reason = error.message if isinstance(error, TrifoldError) else f"{type(error).__name__}: {error}"
-        log.write("failed", reason=reason)
-        raise
-    log.write("end", round=done.round)
+    with folder.locked():
+        log = Log(folder.path)
+        log.write("begin", run=folder.name, flower_run=context.run_id, process=os.getpid())
+        try:
+            done = FederatedRun(folder, grid).run()
+        except BaseException as error:
+            reason = error.message if isinstance(error, TrifoldError) else f"{type(error).__name__}: {error}"
+            log.write("failed", reason=reason)
+            raise
+        log.write("end", round=done.round)

@@ -9,7 +9,7 @@ from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trifold.shared.bundle.manifest import CodecName, Tier
+from trifold.shared.bundle.manifest import CodecName
 from trifold.shared.errors import ConfigError
 from trifold.shared.federation.packing import Kind
 
@@ -29,7 +29,9 @@ class Lora(BaseModel):
     rank: int = Field(8, ge=1, le=1024, description="Rank of the adapter.")
     alpha: float = Field(16.0, gt=0, description="Its scale: W + alpha / rank * B A.")
     seed: int = Field(0, ge=0, description="From which A is drawn.")
-    tiers: tuple[Tier, ...] = Field(("edge", "device"), min_length=1, description="Whose layers are trained.")
+    tiers: tuple[Literal["edge", "device"], ...] = Field(
+        ("edge", "device"), min_length=1, description="Whose layers are trained."
+    )
     freeze_a: bool = Field(False, description="Train B alone, so that the mean of updates is exact.")
 
 
@@ -47,6 +49,9 @@ class Local(BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="AdamW's.")
     clip: float = Field(1.0, gt=0, description="Most norm of a gradient.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Of the site's computing.")
+    checkpointing: bool = Field(
+        False, description="Compute a site's activations again instead of keeping them."
+    )
     gradients: CodecName = Field("int8", description="What gradients of rows travel as.")
     evaluate: int = Field(16, ge=0, description="Batches of held-out text that a site evaluates in a round.")
 
@@ -63,7 +68,7 @@ class RunSettings(BaseModel):
     )
     aggregation: Aggregation = Field("mean", description="How factors are averaged; see docs/decisions.")
     update: Kind = Field("int8", description="What updates travel as.")
-    sites: int = Field(2, ge=1, description="Sites that must be there before the run begins.")
+    sites: int = Field(2, ge=1, description="Sites that are waited for at first.")
     fraction: float = Field(1.0, gt=0, le=1, description="Share of the sites that a round asks.")
     quorum: int = Field(1, ge=1, description="Updates without which a round does not count.")
     deadline: float = Field(600.0, gt=0, description="Seconds after which a round goes on with its quorum.")
@@ -104,6 +109,8 @@ class RunSettings(BaseModel):
             target = given
             for section in sections:
                 target = target.setdefault(section, {})
+                if not isinstance(target, dict):
+                    raise ConfigError(f"--set {assignment}: {section} is set to {target!r} and is no table")
             target[last] = _value(value.strip())
         return cls.checked(given)
 

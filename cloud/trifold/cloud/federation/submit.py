@@ -16,6 +16,8 @@ from typing import Final
 from trifold.cloud.federation.folder import RunFolder
 from trifold.shared.errors import ConfigError, Unavailable
 
+_FLWR: Final = Path(sys.executable).with_name("flwr")
+
 _TIMEOUT: Final = 60.0
 """Seconds that `flwr run` may take."""
 
@@ -63,17 +65,22 @@ class Simulation:
     trainer: Path
 
 
+def check(app: Path) -> None:
+    """Raises ConfigError when `app` is not the Flower app, or Flower is not installed."""
+    if not (app / "pyproject.toml").exists():
+        raise ConfigError(f"{app} is not the Flower app: give --app deploy/flower of Trifold's repository")
+    if not _FLWR.exists():
+        raise ConfigError("flwr is not installed: install Trifold with the extra 'federated'")
+
+
 def submit(folder: RunFolder, superlink: SuperLink, app: Path, simulation: Simulation | None = None) -> int:
     """Start a run at the SuperLink; returns Flower's number of it.
 
-    Raises ConfigError when the app is not there, Unavailable with Flower's words when it does not start.
+    Raises Unavailable with Flower's words when it does not start.
     """
-    if not (app / "pyproject.toml").exists():
-        raise ConfigError(f"{app} is not the Flower app: give --app deploy/flower of Trifold's repository")
-    flwr = Path(sys.executable).with_name("flwr")
     with tempfile.TemporaryDirectory(prefix="trifold-flwr-") as home:
         (Path(home) / "config.toml").write_text(superlink.connection(), encoding="utf-8")
-        command = [str(flwr), "run", str(app), "--format", "json"]
+        command = [str(_FLWR), "run", str(app), "--format", "json"]
         command += ["--run-config", f"folder={json.dumps(str(folder.path))}"]
         if simulation:
             command += ["--run-config", f"trainer={json.dumps(str(simulation.trainer.absolute()))}"]
@@ -83,8 +90,6 @@ def submit(folder: RunFolder, superlink: SuperLink, app: Path, simulation: Simul
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=_TIMEOUT, env=os.environ | quiet, check=False
             )
-        except FileNotFoundError:
-            raise ConfigError("flwr is not installed: install Trifold with the extra 'federated'") from None
         except subprocess.TimeoutExpired:
             raise Unavailable(f"the SuperLink at {superlink.address} did not answer") from None
     try:

@@ -30,14 +30,13 @@ _NAMED = 4
 
 @dataclass
 class Progress:
-    """The events of a run, put together. `process` is that of the ServerApp, None before it has begun."""
+    """The events of a run, put together."""
 
     rounds: dict[int, Event] = field(default_factory=dict)
     evaluation: Event | None = None
     asked: Event | None = None
     answered: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    process: int | None = None
     begun: int = 0
     ended: bool = False
     failed: str = ""
@@ -53,7 +52,7 @@ class Progress:
         match event.get("event"):
             case "begin":
                 self.begun += 1
-                self.process, self.ended, self.failed, self.asked = event["process"], False, "", None
+                self.ended, self.failed, self.asked = False, "", None
             case "asked":
                 self.asked, self.answered = event, []
             case "answer":
@@ -72,26 +71,33 @@ class Progress:
             case "failed":
                 self.failed = event["reason"]
 
-    def render(self, rounds: int) -> Group:
-        """The table, with a line on what happens now, and who was refused or lost."""
+    def render(self, rounds: int, *, at_work: bool) -> Group:
+        """The table, with a line on what happens now, and who was refused or lost.
+
+        `at_work` says whether a ServerApp works on the run.
+        """
         sites = sorted({site for row in self.rounds.values() for site in row["sites"]})
         if len(sites) > _COLUMNS:
             sites = []
         losses = sites or ["best", "mean", "worst"]
         table = Table(title=_TITLE, title_justify="left")
-        for heading in ("round", *losses, "MB up", "MB down", "refused", "lost", "seconds"):
+        for heading in ("round", *losses, "MB up", "MB down", "refused", "lost", "seconds", "overhead"):
             table.add_column(heading, justify="right", no_wrap=heading not in ("refused", "lost"))
         for number, row in sorted(self.rounds.items())[-_SHOWN:]:
             table.add_row(str(number), *_losses(row, sites), *_cells(row))
         if self.evaluation:
             table.add_row("after", *_losses(self.evaluation, sites))
-        return Group(table, self._now(rounds), *(Text(note, style="yellow") for note in self.notes[-5:]))
+        return Group(
+            table, self._now(rounds, at_work), *(Text(note, style="yellow") for note in self.notes[-5:])
+        )
 
-    def _now(self, rounds: int) -> Text:
+    def _now(self, rounds: int, at_work: bool) -> Text:
         if self.failed:
             return Text(f"failed: {self.failed}", style="red")
         if self.ended:
             return Text(f"{len(self.rounds)} of {rounds} rounds done", style="green")
+        if self.begun and not at_work:
+            return Text("the ServerApp was lost: resume the run", style="red")
         if self.asked:
             waiting = _names(sorted(set(self.asked["sites"]) - set(self.answered)))
             return Text(f"round {self.asked['round']} of {rounds}: waiting for {waiting}")
@@ -115,6 +121,7 @@ def _cells(row: Event) -> list[str]:
         _names(row["refused"]),
         _names(row["lost"]),
         f"{row['seconds']:.1f}",
+        f"{row['overhead']:.1f}",
     ]
 
 
