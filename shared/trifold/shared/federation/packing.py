@@ -49,9 +49,9 @@ def size(shapes: Shapes, kind: Kind) -> int:
 def pack(update: Mapping[str, NDArray[np.float32]], kind: Kind) -> bytes:
     """The buffer of an update. Raises InvalidRequest for values that are not finite."""
     flat = [np.ascontiguousarray(update[name], "<f4").reshape(-1) for name in sorted(update)]
-    largest = max((float(np.abs(values).max(initial=0)) for values in flat), default=0.0)
-    if not np.isfinite(largest):
+    if not all(np.isfinite(values).all() for values in flat):
         raise InvalidRequest("the update holds values that are not finite: the training has diverged")
+    largest = max((float(np.abs(values).max(initial=0)) for values in flat), default=0.0)
     peak = float(np.float32(largest / 127)) or 1.0
     count = sum(values.size for values in flat)
     header = _HEADER.pack(_MAGIC, KINDS.index(kind), count, _layout(shapes_of(update)), peak)
