@@ -222,6 +222,8 @@ def test_sites_of_a_simulation_share_a_trainer_and_differ(
         trainer.answer(task(initial, described["serving_digest"], partition=number)) for number in range(2)
     ]
     assert answers[0]["data"] != answers[1]["data"]
+    with pytest.raises(InvalidRequest, match="for a simulation only"):
+        describe(trainer)
 
 
 def test_a_task_that_makes_no_sense_is_refused(trainer: SiteTrainer) -> None:

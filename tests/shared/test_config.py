@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from trifold.shared.config import SETTINGS, CloudSettings, DeviceSettings, EdgeSettings
 from trifold.shared.errors import ConfigError
+from trifold.shared.settings import SETTINGS, CloudSettings, DeviceSettings, EdgeSettings
 
 
 @pytest.fixture(autouse=True)

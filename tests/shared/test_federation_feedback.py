@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trifold.shared import durable
 from trifold.shared.errors import DamagedFile, InvalidRequest
-from trifold.shared.federation import durable
 from trifold.shared.federation.feedback import ErrorFeedback, Proposal
 from trifold.shared.federation.packing import Arrays, Kind, shapes_of, unpack
 

@@ -79,12 +79,14 @@ def test_the_two_largest_of_four_values_are_kept() -> None:
     assert np.flatnonzero(arrived[2]).tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", sorted(normal()))
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_site_does_not_pack_what_is_not_finite(bad: float) -> None:
+def test_a_site_does_not_pack_what_is_not_finite(bad: float, name: str, kind: Kind) -> None:
     update = normal()
-    update["m.q_proj.lora_A"][3, 4] = bad
+    update[name][3, 4] = bad
     with pytest.raises(InvalidRequest, match="not finite"):
-        pack(update, "int8")
+        pack(update, kind)
 
 
 @given(st.binary(max_size=200))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from trifold.shared.cli.reference import errors, filled, settings
-from trifold.shared.config import SETTINGS
 from trifold.shared.errors import ERRORS
+from trifold.shared.settings import SETTINGS
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from trifold.shared.bundle.folder import TierFolder
-from trifold.shared.config import CloudSettings
 from trifold.shared.errors import NotExact
 from trifold.shared.runtime.shard import Shard
 from trifold.shared.session.startup import load_tier
+from trifold.shared.settings import CloudSettings
 
 
 @pytest.fixture

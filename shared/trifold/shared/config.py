@@ -1,7 +1,4 @@
-"""Settings of the tiers: flags over TRIFOLD_* variables over a TOML file over defaults.
-
-The classes here are the one table of settings: flags take their help from it, the documentation its rows.
-"""
+"""How settings are found: flags over TRIFOLD_* variables over a TOML file over defaults."""
 
 from __future__ import annotations
 
@@ -10,46 +7,28 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import typer
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from trifold.shared.errors import ConfigError
 
-
-def _address(value: str) -> str:
-    host, _, port = value.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"{value!r} is not HOST:PORT")
-    return value
-
-
-def _torch_device(value: str) -> str:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", value):
-        raise ValueError("it must be cpu, cuda or cuda:N")
-    return value
-
-
-def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
-
-
-Address = Annotated[str, AfterValidator(_address)]
-TorchDevice = Annotated[str, BeforeValidator(_lower), AfterValidator(_torch_device)]
-LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
+KNOWN: list[type[Settings]] = []
+"""All that have a section, as they were defined: a file or variable may speak of any of them."""
 
 
 class Settings(BaseModel):
-    """What every process has."""
+    """The settings of one command: those of a class with a `section` of its own, in TOML and in variables."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     section: ClassVar[str]
 
-    bundle: Path = Field(description="Folder of the bundle, or of this tier's part of it.")
-    threads: int = Field(0, ge=0, description="Threads of the engine; 0 is one per core.")
-    log_level: LogLevel = Field("warning", description="Least level logged: debug, info, warning or error.")
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        if "section" in vars(cls):
+            KNOWN.append(cls)
 
     @classmethod
     def load(cls, config: Path | None = None, **flags: object) -> Self:
@@ -100,6 +79,8 @@ class Settings(BaseModel):
         match field.default:
             case _ if field.is_required():
                 return "must be given"
+            case None | "":
+                return "none"
             case bool(value):
                 return "yes" if value else "no"
             case ByteSize() as value:
@@ -115,83 +96,6 @@ class Settings(BaseModel):
             where = f"{cls.spelling(name)}, {cls.variable(name)} or {name} in [{cls.section}] of trifold.toml"
             return f"{name} of the {cls.section} is not set: give {where}"
         return f"{given[name].where} is {given[name].value!r}: {_wanted(problem)}"
-
-
-class TierSettings(Settings):
-    """What every tier has."""
-
-    inexact: bool = Field(False, description="Run even where the numerics self-test fails.")
-
-
-class ServiceSettings(TierSettings):
-    """What the two services share."""
-
-    @classmethod
-    def spelling(cls, name: str) -> str:
-        return "BUNDLE" if name == "bundle" else super().spelling(name)
-
-    listen: Address
-    kv_memory: ByteSize = Field(
-        ByteSize(2 * 1024**3),
-        description="Most memory for the KV caches of all sessions, such as 512MiB or 8GiB.",
-    )
-    lease: float = Field(30.0, gt=0, description="Seconds that a session without a stream is kept.")
-    grace: float = Field(
-        10.0, ge=0, description="Seconds that running sessions get to end when the service stops."
-    )
-
-
-class CloudSettings(ServiceSettings):
-    """`trifold cloud serve`."""
-
-    section = "cloud"
-
-    listen: Address = Field("127.0.0.1:50060", description="HOST:PORT to serve on; port 0 takes a free one.")
-
-
-class CloudTrainSettings(Settings):
-    """`trifold cloud train`."""
-
-    section = "train"
-
-    @classmethod
-    def spelling(cls, name: str) -> str:
-        return "BUNDLE" if name == "bundle" else super().spelling(name)
-
-    listen: Address = Field("127.0.0.1:50062", description="HOST:PORT to serve on; port 0 takes a free one.")
-    activation_memory: ByteSize = Field(
-        ByteSize(2 * 1024**3),
-        description="Memory for the activations of all sites; what does not fit is computed again.",
-    )
-    row_memory: ByteSize = Field(
-        ByteSize(1024**3),
-        description="Most memory for the rows of batches held; what does not fit is asked for again.",
-    )
-    device: TorchDevice = Field("cpu", description="Where the core computes: cpu, cuda or cuda:N.")
-    dtype: Literal["fp32", "bf16"] = Field("fp32", description="What its weights are held in: fp32 or bf16.")
-    lease: float = Field(60.0, gt=0, description="Seconds that the batches of a lost site are held.")
-
-
-class EdgeSettings(ServiceSettings):
-    """`trifold edge serve`."""
-
-    section = "edge"
-
-    listen: Address = Field("127.0.0.1:50061", description="HOST:PORT to serve on; port 0 takes a free one.")
-    core: Address = Field("127.0.0.1:50060", description="HOST:PORT of the cloud.")
-    timeout: float = Field(30.0, gt=0, description="Seconds to wait for an answer of the cloud.")
-
-
-class DeviceSettings(TierSettings):
-    """`trifold generate` and `trifold chat`."""
-
-    section = "device"
-
-    edge: Address = Field("127.0.0.1:50061", description="HOST:PORT of the edge.")
-    timeout: float = Field(30.0, gt=0, description="Seconds to wait for an answer of the edge.")
-
-
-SETTINGS: tuple[type[Settings], ...] = (CloudSettings, CloudTrainSettings, EdgeSettings, DeviceSettings)
 
 
 class Given(NamedTuple):
@@ -227,9 +131,9 @@ def _wanted(problem: ErrorDetails) -> str:
 
 def _variables() -> dict[str, str]:
     """The variables of all tiers; one that none of them has is refused, whichever tier asks."""
-    prefixes = tuple(f"TRIFOLD_{settings.section}_".upper() for settings in SETTINGS)
+    prefixes = tuple(f"TRIFOLD_{settings.section}_".upper() for settings in KNOWN)
     given = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
-    known = [settings.variable(name) for settings in SETTINGS for name in settings.model_fields]
+    known = [settings.variable(name) for settings in KNOWN for name in settings.model_fields]
     for name in given:
         if name not in known:
             raise ConfigError(f"there is no variable {name}; {_hint(name, known)}")
@@ -249,7 +153,7 @@ def _from_file(config: Path | None) -> dict[str, dict[str, Given]]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
-    known = {settings.section: settings for settings in SETTINGS}
+    known = {settings.section: settings for settings in KNOWN}
     for section, values in content.items():
         if section not in known or not isinstance(values, dict):
             raise _unknown(path, _line(text, section), f"section [{section}]", section, list(known))

@@ -22,13 +22,13 @@ from trifold.cloud.split.graph.matrix import Float, Source
 from trifold.cloud.split.graph.shard import build
 from trifold.cloud.split.graph.weights import WEIGHTS, WeightsFile
 from trifold.cloud.split.split import MODEL
+from trifold.shared import durable
 from trifold.shared.bundle.adapter import ADAPTER, Adapter, Origin, adapter_digest
 from trifold.shared.bundle.factors import LoraFactors
 from trifold.shared.bundle.folder import REMEDY, TierFolder
 from trifold.shared.bundle.manifest import CONFIG, FLOATS, FileEntry
 from trifold.shared.bundle.store import AdapterStore, stores
 from trifold.shared.errors import ConfigError, DamagedFile, DigestMismatch, InvalidRequest
-from trifold.shared.federation import durable
 from trifold.shared.model.checkpoint import Checkpoint
 from trifold.shared.model.fields import Fields
 from trifold.shared.model.names import Names

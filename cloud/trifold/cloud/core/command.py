@@ -11,10 +11,10 @@ import typer
 from trifold.cloud.core.service import CoreService
 from trifold.cloud.train.command import train
 from trifold.shared.bundle.manifest import Manifest
-from trifold.shared.config import CloudSettings
 from trifold.shared.runtime.shard import Shard
 from trifold.shared.session.server import serve as serve_tier
 from trifold.shared.session.startup import load_tier
+from trifold.shared.settings import CloudSettings
 
 cloud = typer.Typer(no_args_is_help=True)
 cloud.command()(train)

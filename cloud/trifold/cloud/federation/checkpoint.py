@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from trifold.shared import durable
 from trifold.shared.errors import DamagedFile
-from trifold.shared.federation import durable
 from trifold.shared.federation.packing import Arrays
 
 _NAME: Final = "round-{:06}.safetensors"

@@ -17,8 +17,8 @@ from trifold.cloud.federation.page import page
 from trifold.cloud.federation.settings import RunSettings
 from trifold.cloud.federation.submit import Simulation, SuperLink, check, submit
 from trifold.cloud.federation.table import Progress
+from trifold.shared import durable
 from trifold.shared.errors import ConfigError, TrifoldError, Unavailable
-from trifold.shared.federation import durable
 
 _PAUSE = 0.5
 _PATIENCE = 90.0

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import BinaryIO, Final, Self
 
 from trifold.cloud.federation.settings import RunSettings
+from trifold.shared import durable
 from trifold.shared.errors import ConfigError, DamagedFile, Unavailable
-from trifold.shared.federation import durable
 
 RUN: Final = "run.json"
 

@@ -18,8 +18,8 @@ from trifold.cloud.federation.gate import Admission, Gate
 from trifold.cloud.federation.metrics import Log, read
 from trifold.cloud.federation.roster import Roster
 from trifold.cloud.federation.strategy import Aggregator
+from trifold.shared import durable
 from trifold.shared.errors import Unavailable
-from trifold.shared.federation import durable
 from trifold.shared.federation.packing import pack, shapes_of
 
 ADAPTER: Final = "adapter.safetensors"

@@ -10,9 +10,9 @@ from typing import Annotated, Final
 import typer
 
 from trifold.shared.bundle.folder import TierFolder
-from trifold.shared.config import CloudTrainSettings
 from trifold.shared.errors import ConfigError
 from trifold.shared.session.server import serve
+from trifold.shared.settings import CloudTrainSettings
 
 _GRACE: Final = 10.0
 """Seconds for the batches that are computed when the process is to stop; sites come back after any other."""

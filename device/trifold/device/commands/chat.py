@@ -12,8 +12,8 @@ from trifold.device.client.chat import Message
 from trifold.device.client.client import Client, Generation
 from trifold.device.commands import options
 from trifold.shared.cli.logs import show_log
-from trifold.shared.config import DeviceSettings
 from trifold.shared.errors import TrifoldError
+from trifold.shared.settings import DeviceSettings
 
 HELP = "/reset begins a new conversation, /quit (or Ctrl-D) leaves, Ctrl-C ends an answer."
 

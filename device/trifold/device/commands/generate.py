@@ -16,8 +16,8 @@ from trifold.device.client.generation import Generation
 from trifold.device.commands import options
 from trifold.device.commands.output import Output
 from trifold.shared.cli.logs import show_log
-from trifold.shared.config import DeviceSettings
 from trifold.shared.errors import Cancelled, InvalidRequest
+from trifold.shared.settings import DeviceSettings
 
 FIXED = ("prompt", "journal", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 """Parameters that a journal has settled."""

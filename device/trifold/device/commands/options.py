@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trifold.shared.config import DeviceSettings
+from trifold.shared.settings import DeviceSettings
 
 Edge = Annotated[str | None, DeviceSettings.flag("edge")]
 Bundle = Annotated[Path | None, DeviceSettings.flag("bundle")]

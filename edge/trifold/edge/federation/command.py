@@ -16,36 +16,47 @@ from trifold.edge.federation.resident import serve
 from trifold.edge.federation.text import SiteText
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.errors import ConfigError
+from trifold.shared.settings import JoinSettings, SiteSettings
 
 if TYPE_CHECKING:
     from trifold.edge.federation.core import RemoteCore
     from trifold.shared.bundle.manifest import CodecName
 
+Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings. [TRIFOLD_CONFIG]")]
+
 _SITE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def train(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle, split with --train.")],
-    text: Annotated[Path, typer.Option(help="Folder of the site's text files.")],
-    site: Annotated[str, typer.Option(help="Name of the site; in a simulation, none.")] = "",
-    cloud: Annotated[
-        str, typer.Option(help="HOST:PORT of the cloud's training process.")
-    ] = "127.0.0.1:50062",
-    state: Annotated[Path, typer.Option(help="Folder that the site keeps between rounds.")] = Path("site"),
-    listen: Annotated[
-        Path | None, typer.Option(help="Unix socket for the site's node. [default: trainer.sock in --state]")
-    ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the cloud.")] = 120.0,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 is one per core.")] = 0,
-    log_level: Annotated[str, typer.Option(help="Least level logged.")] = "warning",
+    bundle: Annotated[Path | None, SiteSettings.flag("bundle")] = None,
+    text: Annotated[Path | None, SiteSettings.flag("text")] = None,
+    name: Annotated[str | None, SiteSettings.flag("name")] = None,
+    simulation: Annotated[bool | None, SiteSettings.flag("simulation")] = None,
+    cloud: Annotated[str | None, SiteSettings.flag("cloud")] = None,
+    state: Annotated[Path | None, SiteSettings.flag("state")] = None,
+    listen: Annotated[Path | None, SiteSettings.flag("listen")] = None,
+    timeout: Annotated[float | None, SiteSettings.flag("timeout")] = None,
+    threads: Annotated[int | None, SiteSettings.flag("threads")] = None,
+    log_level: Annotated[str | None, SiteSettings.flag("log_level")] = None,
+    config: Config = None,
 ) -> None:
-    """Hold a site's shards and text ready, and train when a federated run asks, until the process ends.
-
-    Without --site, every folder in --text is a site of its own, for Flower's simulation.
-    """
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
-    if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+    """Hold a site's shards and text ready, and train when a federated run asks, until the process ends."""
+    settings = SiteSettings.load(
+        config,
+        bundle=bundle,
+        text=text,
+        name=name,
+        simulation=simulation,
+        cloud=cloud,
+        state=state,
+        listen=listen,
+        timeout=timeout,
+        threads=threads,
+        log_level=log_level,
+    )
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    if settings.threads:
+        os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     # torch takes seconds to import, and the other commands of the edge do without it.
     try:
         from trifold.edge.federation.core import RemoteCore
@@ -53,59 +64,79 @@ def train(
     except ModuleNotFoundError as error:
         needed = f"trifold edge train needs the package {error.name}"
         raise ConfigError(f"{needed}: install Trifold with the extra 'train'") from None
-    edge, device = TierFolder.open(bundle, "edge"), TierFolder.open(bundle, "device")
-    typer.echo(f"reading {text} …", err=True)
-    texts = _texts(text, site, device)
+    edge, device = (TierFolder.open(settings.bundle, tier) for tier in ("edge", "device"))
+    typer.echo(f"reading {settings.text} …", err=True)
+    texts = _texts(settings, device)
 
     def core(gradients: CodecName) -> RemoteCore:
-        return RemoteCore(cloud, edge.manifest, gradients, timeout=timeout)
+        return RemoteCore(settings.cloud, edge.manifest, gradients, timeout=settings.timeout)
 
-    trainer = SiteTrainer(edge, device, texts, core, state)
-    serve((listen or state / "trainer.sock").absolute(), trainer.answer)
+    trainer = SiteTrainer(edge, device, texts, core, settings.state)
+    serve((settings.listen or settings.state / "trainer.sock").absolute(), trainer.answer)
 
 
 def join(
-    superlink: Annotated[str, typer.Argument(help="HOST:PORT of the federation's SuperLink.")],
-    trainer: Annotated[Path, typer.Option(help="Unix socket of the site's trainer.")],
-    port: Annotated[int, typer.Option(help="Port on loopback for this node's own processes.")] = 9400,
-    root_certificates: Annotated[
-        Path | None, typer.Option(help="Certificate of the authority that signed the SuperLink's.")
-    ] = None,
-    key: Annotated[
-        Path | None, typer.Option(help="Private key that the SuperLink knows this site by.")
-    ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS: on loopback only.")] = False,
+    superlink: Annotated[str | None, JoinSettings.flag("superlink")] = None,
+    trainer: Annotated[Path | None, JoinSettings.flag("trainer")] = None,
+    port: Annotated[int | None, JoinSettings.flag("port")] = None,
+    root_certificates: Annotated[Path | None, JoinSettings.flag("root_certificates")] = None,
+    key: Annotated[Path | None, JoinSettings.flag("key")] = None,
+    insecure: Annotated[bool | None, JoinSettings.flag("insecure")] = None,
+    config: Config = None,
 ) -> None:
     """Connect a site's trainer to a federation, as a SuperNode of Flower, until the process ends."""
-    if insecure == (root_certificates is not None):
+    settings = JoinSettings.load(
+        config,
+        superlink=superlink,
+        trainer=trainer,
+        port=port,
+        root_certificates=root_certificates,
+        key=key,
+        insecure=insecure,
+    )
+    if settings.insecure == (settings.root_certificates is not None):
         raise ConfigError("give either --root-certificates (and --key), or --insecure for loopback")
-    if insecure and not _loopback(superlink):
-        raise ConfigError(f"{superlink} is not on loopback: without TLS anyone on the way could join in")
+    if settings.insecure and not _loopback(settings.superlink):
+        raise ConfigError(
+            f"{settings.superlink} is not on loopback: without TLS anyone on the way could join in"
+        )
     try:
         from trifold.edge.federation.node import run
     except ModuleNotFoundError as error:
         needed = f"trifold edge join needs the package {error.name}"
         raise ConfigError(f"{needed}: install Trifold with the extra 'federated'") from None
-    arguments = ["--superlink", superlink, "--node-config", f'trainer="{trainer.absolute()}"']
-    arguments += ["--insecure"] if insecure else ["--root-certificates", str(root_certificates)]
-    if key:
-        arguments += ["--auth-supernode-private-key", str(key)]
-    run(arguments, port)
+    socket = settings.trainer.absolute()
+    arguments = ["--superlink", settings.superlink, "--node-config", f'trainer="{socket}"']
+    if settings.root_certificates:
+        arguments += ["--root-certificates", str(settings.root_certificates)]
+    else:
+        arguments += ["--insecure"]
+    if settings.key:
+        arguments += ["--auth-supernode-private-key", str(settings.key)]
+    run(arguments, settings.port)
 
 
-def _texts(folder: Path, site: str, device: TierFolder) -> dict[str, SiteText]:
+def _texts(settings: SiteSettings, device: TierFolder) -> dict[str, SiteText]:
     """The text of each site, by name."""
+    folder = settings.text
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder: --text names the folder of the site's text files")
-    tokenizer: Tokenizer = Tokenizer.from_buffer(device.read("tokenizer.json"))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    folders = {site: folder} if site else {path.name: path for path in folder.iterdir() if path.is_dir()}
+    if bool(settings.name) == settings.simulation:
+        raise ConfigError(
+            "give either the site's name (--site), or --simulation for a site of every folder in --text"
+        )
+    if settings.simulation:
+        folders = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
+    else:
+        folders = {settings.name: folder}
     for name in folders:
         if not _SITE.fullmatch(name):
             raise ConfigError(f"{name!r} is no name of a site: letters, digits, '.', '_' and '-', 64 at most")
     if not folders:
-        raise ConfigError(f"{folder} has no folders: give --site, or one folder of text for each site")
+        raise ConfigError(f"{folder} has no folders: in a simulation each site has one, with its text")
+    tokenizer: Tokenizer = Tokenizer.from_buffer(device.read("tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return {name: SiteText.read(path, tokenizer) for name, path in folders.items()}
 
 

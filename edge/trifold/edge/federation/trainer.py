@@ -102,6 +102,8 @@ class SiteTrainer:
     def _site(self, request: Record) -> str:
         """The site that is asked: the only one, or that of Flower's partition."""
         names = list(self._texts)
+        if len(names) > 1 and "partition" not in request:
+            raise InvalidRequest(f"this trainer holds the texts of {len(names)} sites, for a simulation only")
         return names[int(request.get("partition", 0)) % len(names)]
 
     def _describe(self, site: str, lora: LoraSettings) -> Record:

@@ -12,10 +12,10 @@ from trifold.edge.federation.command import join, train
 from trifold.edge.service.service import EdgeService
 from trifold.edge.service.upstream import Core
 from trifold.shared.bundle.folder import TierFolder
-from trifold.shared.config import EdgeSettings
 from trifold.shared.runtime.versions import ShardVersions
 from trifold.shared.session.server import serve as serve_tier
 from trifold.shared.session.startup import load_tier
+from trifold.shared.settings import EdgeSettings
 
 edge = typer.Typer(no_args_is_help=True)
 edge.command()(train)

@@ -16,10 +16,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
+from trifold.shared import durable
 from trifold.shared.bundle.adapter import ADAPTED, AdaptedFolder
 from trifold.shared.bundle.folder import MANIFEST, TierFolder
 from trifold.shared.errors import ConfigError, DamagedFile, DigestMismatch, InvalidRequest
-from trifold.shared.federation import durable
 
 ADAPTERS: Final = "adapters"
 CURRENT: Final = "current"

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from trifold.shared.config import SETTINGS
 from trifold.shared.errors import ERRORS
+from trifold.shared.settings import SETTINGS
 
 
 def settings() -> str:

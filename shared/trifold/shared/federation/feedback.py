@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from trifold.shared import durable
 from trifold.shared.errors import DamagedFile
-from trifold.shared.federation import durable
 from trifold.shared.federation.packing import Arrays, Kind, pack, shapes_of, unpack
 
 _LATEST: Final = 4

@@ -9,9 +9,9 @@ import typer
 
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.manifest import Manifest, Tier
-from trifold.shared.config import ServiceSettings
 from trifold.shared.errors import NotExact
 from trifold.shared.runtime.shard import Shard
+from trifold.shared.settings import ServiceSettings
 
 
 def load_tier(settings: ServiceSettings, tier: Tier) -> tuple[Manifest, Shard]:
