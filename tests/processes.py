@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -15,11 +16,12 @@ Service = Literal["cloud", "edge"]
 class Processes:
     """`trifold cloud serve` and `trifold edge serve` of one bundle, as a context; devices connect to `edge`.
 
-    `options` are further arguments of both.
+    `options` are further arguments of both; `tls` are the folders of their nodes, where they speak TLS.
     """
 
-    def __init__(self, bundle: Path, *options: str) -> None:
+    def __init__(self, bundle: Path, *options: str, tls: Mapping[Service, Path] | None = None) -> None:
         self.bundle = bundle
+        self._tls = tls or {}
         self._options = options
         self._addresses: dict[Service, str] = {"cloud": "127.0.0.1:0", "edge": "127.0.0.1:0"}
         self._processes: dict[Service, ServiceProcess] = {}
@@ -45,6 +47,8 @@ class Processes:
     def start(self, service: Service) -> None:
         """Starts it where it was before, and returns when it is ready."""
         command = [service, "serve", str(self.bundle), "--listen", self._addresses[service], *self._options]
+        if service in self._tls:
+            command += ["--tls", str(self._tls[service])]
         if service == "edge":
             command += ["--core", self.core]
         self._processes[service] = ServiceProcess(command)

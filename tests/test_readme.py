@@ -26,31 +26,40 @@ def blocks(language: str, page: str = README) -> Iterator[str]:
     return (match[1] for match in re.finditer(rf"^```{language}\n(.*?)^```", page, re.M | re.S))
 
 
-def trifold(*arguments: str, cwd: Path) -> str:
-    command = [sys.executable, "-m", "trifold.shared.cli.main", *arguments]
+def steps(page: str) -> Iterator[tuple[str, str]]:
+    """What is to be typed, in the order of the page: `sh` or `python`, and the block."""
+    found = re.finditer(r"^```(sh|python)\n(.*?)^```", page, re.M | re.S)
+    return ((match[1], match[2]) for match in found)
+
+
+def run(command: list[str], cwd: Path) -> str:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"`trifold {shlex.join(arguments)}` failed:\n{done.stderr}"
+    assert done.returncode == 0, f"`{shlex.join(command)}` failed:\n{done.stderr}"
     return done.stdout
+
+
+def trifold(*arguments: str, cwd: Path) -> str:
+    return run([sys.executable, "-m", "trifold.shared.cli.main", *arguments], cwd)
 
 
 def test_the_commands_and_programs_of_the_readme_and_the_sdk_page_work_in_order(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "models").symlink_to(ROOT / "models")
-    commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
     with ExitStack() as services:
-        for program, *arguments in commands:
-            assert program == "trifold"
-            if arguments[-1] == "&":
-                services.enter_context(ServiceProcess(arguments[:-1], cwd=tmp_path))
-            else:
-                assert trifold(*arguments, cwd=tmp_path)
-        for program in [*blocks("python"), *blocks("python", SDK)]:
-            done = subprocess.run(
-                [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stderr
-            assert done.stdout
+        for language, block in [*steps(README), *steps(SDK)]:
+            if language == "python":
+                assert run([sys.executable, "-c", block], cwd=tmp_path)
+                continue
+            for line in block.splitlines():
+                program, *arguments = shlex.split(line)
+                if arguments[-1] == "&":
+                    assert program == "trifold"
+                    services.enter_context(ServiceProcess(arguments[:-1], cwd=tmp_path))
+                elif program == "trifold":
+                    assert trifold(*arguments, cwd=tmp_path)
+                else:
+                    assert run([program, *arguments], cwd=tmp_path)
 
 
 def test_the_readme_has_something_to_execute() -> None:

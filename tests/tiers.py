@@ -42,12 +42,17 @@ class RunningEdge:
 
 @asynccontextmanager
 async def running_core(
-    bundle: Path, *, listen: str = "127.0.0.1:0", memory: int = MEMORY, lease: float = 30.0
+    bundle: Path,
+    *,
+    listen: str = "127.0.0.1:0",
+    memory: int = MEMORY,
+    lease: float = 30.0,
+    tls: Path | None = None,
 ) -> AsyncIterator[RunningCore]:
     manifest = TierFolder.open(bundle, "cloud").manifest
     service = CoreService(shard(bundle, "cloud"), manifest, memory=memory, lease=lease)
     server = TierServer(service)
-    await server.start(listen)
+    await server.start(listen, tls=tls)
     try:
         yield RunningCore(service, server, server.address)
     finally:
@@ -56,12 +61,18 @@ async def running_core(
 
 @asynccontextmanager
 async def running_edge(
-    bundle: Path, core: str, *, memory: int = MEMORY, lease: float = 30.0, patience: float = 20.0
+    bundle: Path,
+    core: str,
+    *,
+    memory: int = MEMORY,
+    lease: float = 30.0,
+    patience: float = 20.0,
+    tls: Path | None = None,
 ) -> AsyncIterator[RunningEdge]:
     versions = ShardVersions(shard(bundle, "edge"), TierFolder.open(bundle, "edge"), threads=1)
-    service = EdgeService(versions, Core(core, timeout=patience), memory=memory, lease=lease)
+    service = EdgeService(versions, Core(core, timeout=patience, tls=tls), memory=memory, lease=lease)
     server = TierServer(service)
-    await server.start("127.0.0.1:0")
+    await server.start("127.0.0.1:0", tls=tls)
     try:
         yield RunningEdge(service, server, server.address)
     finally:

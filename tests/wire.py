@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal
 
 import grpc.aio
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import TrifoldError
+from trifold.shared.identity.node import Node
 from trifold.shared.runtime.codec import RowCodec, Rows
 from trifold.shared.session.channel import connect
 from trifold.shared.session.ending import Ending
@@ -35,8 +37,8 @@ class Peer:
 
     @classmethod
     @asynccontextmanager
-    async def at(cls, address: str, name: Name) -> AsyncIterator[Peer]:
-        async with connect(address) as channel:
+    async def at(cls, address: str, name: Name, tls: Path | None = None) -> AsyncIterator[Peer]:
+        async with connect(address, Node(tls) if tls else None) as channel:
             yield cls(channel, name)
 
     def call(self) -> Talk:

@@ -10,6 +10,7 @@ NAMES = {
     "identity": "tokens and rows of the split against the monolith's, with kills",
     "resume": "seconds without a token after a loss",
     "loopback": "the split over loopback against the monolith",
+    "gateway": "OpenAI's client over HTTP against the SDK, 1 to 32 at once",
     "speed": "the monolith against transformers and llama.cpp",
     "federated": "federated against local-only and centralized training, three seeds",
     "uplink": "bytes, loss and time of federated rounds over 20 Mbit/s, int8 against fp32",

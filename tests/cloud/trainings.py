@@ -67,12 +67,17 @@ class RunningTraining:
 
 @asynccontextmanager
 async def running_training(
-    bundle: Path, *, memory: int = MEMORY, row_memory: int = MEMORY, lease: float = 30.0
+    bundle: Path,
+    *,
+    memory: int = MEMORY,
+    row_memory: int = MEMORY,
+    lease: float = 30.0,
+    tls: Path | None = None,
 ) -> AsyncIterator[RunningTraining]:
     manifest = TierFolder.open(bundle, "cloud").manifest
     service = TrainService(shard(bundle), manifest, memory=memory, row_memory=row_memory, lease=lease)
     server = TierServer(service)
-    await server.start("127.0.0.1:0")
+    await server.start("127.0.0.1:0", tls=tls)
     async with connect(server.address) as channel:
         try:
             yield RunningTraining(service, server, channel)

@@ -163,6 +163,23 @@ async def test_stop_strings_eos_tokens_and_length_end_a_generation(client: Async
     assert stopped[-1].finish_reason == "stop"
 
 
+async def test_telling_probabilities_changes_no_token(client: AsyncClient, bundle: Path) -> None:
+    tokens = [token.id for token in Monolith.load(bundle).generate(PROMPT, Sampling(1.0), 20, eos=())]
+    chunks = [
+        chunk async for chunk in client.generate(PROMPT, max_tokens=20, temperature=1.0, eos=(), logprobs=3)
+    ]
+    assert [chunk.token_ids[0] for chunk in chunks] == tokens
+    for chunk in chunks:
+        assert chunk.logprobs
+        told = dict(chunk.logprobs.top)
+        assert len(told) == 3
+        assert told.get(chunk.token_ids[0], chunk.logprobs.token) == chunk.logprobs.token < 0
+    ended = [chunk async for chunk in client.generate(PROMPT, eos=tokens[:1], temperature=1.0, logprobs=0)]
+    assert [chunk.logprobs for chunk in ended] == [None]  # the token that ends the text is no part of it
+    with pytest.raises(errors.InvalidRequest, match="logprobs is -1"):
+        client.generate(PROMPT, logprobs=-1)
+
+
 async def test_what_cannot_work_is_refused_before_anything_is_sent(bundle: Path, tmp_path: Path) -> None:
     async with AsyncClient(NOBODY, bundle=bundle) as client:
         with pytest.raises(errors.PromptTooLong, match=r"250 tokens and max_tokens 10 .* 256 positions"):

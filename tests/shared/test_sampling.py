@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from trifold.shared.errors import BadRows, InvalidRequest
-from trifold.shared.runtime.sampling import Sampling, pick
+from trifold.shared.runtime.sampling import Sampling, logprobs, pick
 
 LOGITS = np.array([1.0, 3.0, -2.0, 2.5, 0.0, 3.0, -0.5, 1.5], np.float32)
 
@@ -153,3 +153,20 @@ def test_logits_that_are_not_numbers_are_refused_by_position(value: float, tempe
 def test_a_parameter_out_of_range_is_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(InvalidRequest, match=f"^{name} is "):
         Sampling(**{name: value})  # type: ignore[arg-type]
+
+
+def test_logprobs_are_of_the_model_itself_best_first() -> None:
+    told = logprobs(LOGITS, 2, 3)
+    expected = LOGITS.astype(np.float64)
+    expected -= np.log(np.exp(expected).sum())
+    assert told.token == pytest.approx(expected[2])
+    assert [token for token, _ in told.top] == list(np.argsort(-expected, kind="stable")[:3])
+    assert [value for _, value in told.top] == pytest.approx(sorted(expected, reverse=True)[:3])
+    everything = logprobs(LOGITS, 0, len(LOGITS)).top
+    assert sum(np.exp(value) for _, value in everything) == pytest.approx(1.0)
+
+
+def test_the_logprobs_of_huge_logits_are_numbers() -> None:
+    told = logprobs(np.array([3e38, -3e38], np.float32), 1, 2)
+    assert told.top[0] == (0, 0.0)
+    assert np.isfinite(told.token)

@@ -113,6 +113,8 @@ def _wanted(problem: ErrorDetails) -> str:
             return f"it must be above {limits['gt']:g}"
         case "greater_than_equal":
             return f"it must be {limits['ge']:g} or above"
+        case "less_than_equal":
+            return f"it must be {limits['le']:g} or below"
         case "int_parsing" | "int_type" | "int_from_float":
             return "it must be a whole number"
         case "float_parsing" | "float_type":

@@ -102,6 +102,24 @@ class NotExact(TrifoldError):
     exit_code = 70
 
 
+class Unauthenticated(TrifoldError):
+    """A caller whose certificate does not hold: there is none, it was revoked, or it names no node."""
+
+    reason = "UNAUTHENTICATED"
+    grpc_status = grpc.StatusCode.UNAUTHENTICATED
+    http_status = HTTPStatus.UNAUTHORIZED
+    exit_code = 77
+
+
+class Forbidden(TrifoldError):
+    """A caller that is known and may not do this: by its role, or of a tenant that is not served."""
+
+    reason = "FORBIDDEN"
+    grpc_status = grpc.StatusCode.PERMISSION_DENIED
+    http_status = HTTPStatus.FORBIDDEN
+    exit_code = 77
+
+
 class UnknownSession(TrifoldError):
     """A step for a session that this stream has not opened."""
 

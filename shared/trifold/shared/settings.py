@@ -39,6 +39,10 @@ class ProcessSettings(Settings):
     bundle: Path = Field(description="Folder of the bundle, or of this tier's part of it.")
     threads: int = Field(0, ge=0, description="Threads of the engine; 0 is one per core.")
     log_level: LogLevel = Field("warning", description="Least level logged: debug, info, warning or error.")
+    tls: Path | None = Field(
+        None, description="Folder of the node, from `trifold node enroll`; without it there is no TLS."
+    )
+    insecure: bool = Field(False, description="Without TLS also where others can reach it.")
 
 
 class TierSettings(ProcessSettings):
@@ -152,6 +156,51 @@ class JoinSettings(Settings):
     )
     key: Path | None = Field(None, description="Private key that the SuperLink knows this site by.")
     insecure: bool = Field(False, description="Without TLS: on loopback only.")
+
+
+class ServeSettings(TierSettings):
+    """`trifold device serve`."""
+
+    section = "serve"
+
+    @classmethod
+    def spelling(cls, name: str) -> str:
+        return "BUNDLE" if name == "bundle" else super().spelling(name)
+
+    edge: Address = Field("127.0.0.1:50061", description="HOST:PORT of the edge.")
+    listen: Address = Field("127.0.0.1:50063", description="HOST:PORT for gRPC; port 0 takes a free one.")
+    http: Address = Field("127.0.0.1:8080", description="HOST:PORT for HTTP; port 0 takes a free one.")
+    model: str = Field("trifold", description="What clients call the model.")
+    keys: Path | None = Field(None, description="File of API keys; without one anybody may call.")
+    requests_per_minute: int = Field(
+        0, ge=0, description="Most requests of a key in a minute; 0 is no limit."
+    )
+    tokens_per_minute: int = Field(0, ge=0, description="Most tokens of a key in a minute; 0 is no limit.")
+    content_filter: Path | None = Field(None, description="TOML file of words that nobody gets or gives.")
+    max_tokens: int = Field(1024, ge=1, description="Most tokens of an answer whose request does not say.")
+    journals: Path = Field(Path("journals"), description="Folder of generations that can be resumed by id.")
+    timeout: float = Field(30.0, gt=0, description="Seconds for an answer.")
+    grace: float = Field(10.0, ge=0, description="Seconds that answers get to end when the service stops.")
+
+
+class AuthoritySettings(Settings):
+    """`trifold certs serve`."""
+
+    section = "authority"
+
+    @classmethod
+    def spelling(cls, name: str) -> str:
+        return "FOLDER" if name == "folder" else super().spelling(name)
+
+    folder: Path = Field(description="Folder of the authority, from `trifold certs init`.")
+    listen: Address = Field("127.0.0.1:50070", description="HOST:PORT where machines enrol, with a token.")
+    listen_nodes: Address = Field(
+        "127.0.0.1:50071", description="HOST:PORT where nodes renew their certificates."
+    )
+    life: float = Field(
+        86_400.0, ge=5, le=86_400, description="Seconds that certificates hold: 24 hours at most."
+    )
+    log_level: LogLevel = Field("warning", description="Least level logged: debug, info, warning or error.")
 
 
 SETTINGS: Final = tuple(KNOWN)

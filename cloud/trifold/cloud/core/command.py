@@ -34,6 +34,8 @@ def serve(
     inexact: Annotated[bool | None, CloudSettings.flag("inexact")] = None,
     lease: Annotated[float | None, CloudSettings.flag("lease")] = None,
     grace: Annotated[float | None, CloudSettings.flag("grace")] = None,
+    tls: Annotated[Path | None, CloudSettings.flag("tls")] = None,
+    insecure: Annotated[bool | None, CloudSettings.flag("insecure")] = None,
     log_level: Annotated[str | None, CloudSettings.flag("log_level")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML file of settings. [TRIFOLD_CONFIG]")
@@ -49,6 +51,8 @@ def serve(
         inexact=inexact,
         lease=lease,
         grace=grace,
+        tls=tls,
+        insecure=insecure,
         log_level=log_level,
     )
     asyncio.run(_serve(settings, *load_tier(settings, "cloud")))
@@ -56,4 +60,6 @@ def serve(
 
 async def _serve(settings: CloudSettings, manifest: Manifest, shard: Shard) -> None:
     service = CoreService(shard, manifest, memory=settings.kv_memory, lease=settings.lease)
-    await serve_tier(service, settings.listen, grace=settings.grace)
+    await serve_tier(
+        service, settings.listen, grace=settings.grace, tls=settings.tls, insecure=settings.insecure
+    )

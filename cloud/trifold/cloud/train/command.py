@@ -27,6 +27,8 @@ def train(
     dtype: Annotated[str | None, CloudTrainSettings.flag("dtype")] = None,
     lease: Annotated[float | None, CloudTrainSettings.flag("lease")] = None,
     threads: Annotated[int | None, CloudTrainSettings.flag("threads")] = None,
+    tls: Annotated[Path | None, CloudTrainSettings.flag("tls")] = None,
+    insecure: Annotated[bool | None, CloudTrainSettings.flag("insecure")] = None,
     log_level: Annotated[str | None, CloudTrainSettings.flag("log_level")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML file of settings. [TRIFOLD_CONFIG]")
@@ -43,6 +45,8 @@ def train(
         dtype=dtype,
         lease=lease,
         threads=threads,
+        tls=tls,
+        insecure=insecure,
         log_level=log_level,
     )
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
@@ -75,4 +79,11 @@ async def _serve(settings: CloudTrainSettings) -> None:
         row_memory=settings.row_memory,
         lease=settings.lease,
     )
-    await serve(service, settings.listen, grace=_GRACE, role="training")
+    await serve(
+        service,
+        settings.listen,
+        grace=_GRACE,
+        role="training",
+        tls=settings.tls,
+        insecure=settings.insecure,
+    )

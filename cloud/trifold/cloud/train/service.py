@@ -60,7 +60,7 @@ class TrainService:
     async def session(self, stream: TrainStream) -> None:
         """One stream, from Open to its end. Raises the TrifoldError that ends it."""
         opening = self.frames.opening(await stream.first())
-        with self.table.seat(opening.session) as seat:
+        with self.table.seat(opening.session, stream.tenant) as seat:
             conversation = TrainConversation(self, stream, seat, self.frames.gradients(opening))
             await until_first(seat.lost, conversation.run())
 

@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 class Site:
     """What is kept of one site, with or without a stream."""
 
-    def __init__(self, session: bytes, number: int) -> None:
-        self.session = session
+    def __init__(self, key: tuple[str, bytes], number: int) -> None:
+        # Of tenant and session: another tenant's session of the same id is another one.
+        self.key = key
         # Counts the sites of this process: the session is a secret and must not be logged.
         self.number = number
         self.batches: OrderedDict[int, Held] = OrderedDict()
@@ -116,7 +117,7 @@ class SiteTable:
         self.memory = memory
         self.lease = lease
         self.draining = False
-        self._sites: dict[bytes, Site] = {}
+        self._sites: dict[tuple[str, bytes], Site] = {}
         self._served = 0
         self._empty = asyncio.Event()
         self._empty.set()
@@ -153,11 +154,14 @@ class SiteTable:
         if held := site.batches.pop(batch, None):
             self.activations.release(held)
 
-    def seat(self, session: bytes) -> Seat:
-        """Seats a stream at its site, whose older stream is ended. Raises Overloaded, Unavailable."""
+    def seat(self, session: bytes, tenant: str = "") -> Seat:
+        """Seats a stream of `tenant` at its site, whose older stream is ended.
+
+        Raises Overloaded, Unavailable.
+        """
         if self.draining:
             raise Unavailable("the training process is shutting down", retry_after=_RETRY_SECONDS)
-        site = self._sites.get(session) or self._admit(session)
+        site = self._sites.get((tenant, session)) or self._admit((tenant, session))
         if site.lease:
             site.lease.cancel()
         if site.seat:
@@ -193,16 +197,16 @@ class SiteTable:
             if site.seat:
                 site.seat.evict(error)
 
-    def _admit(self, session: bytes) -> Site:
+    def _admit(self, key: tuple[str, bytes]) -> Site:
         if len(self) == MOST_SITES:
             raise Overloaded(f"{MOST_SITES} sites train here already", retry_after=_RETRY_SECONDS)
         self._served += 1
-        self._sites[session] = site = Site(session, self._served)
+        self._sites[key] = site = Site(key, self._served)
         log.info("site %d begins", site.number)
         return site
 
     def _release(self, site: Site) -> None:
-        del self._sites[site.session]
+        del self._sites[site.key]
         for held in site.batches.values():
             self.activations.release(held)
         log.info("site %d ends", site.number)

@@ -6,10 +6,11 @@ import asyncio
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
 
 import grpc.aio
@@ -26,12 +27,16 @@ from trifold.proto.v1 import session_pb2 as pb
 from trifold.proto.v1.session_pb2_grpc import EdgeServiceStub
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.errors import DamagedFile, DigestMismatch, InvalidRequest, NotExact, PromptTooLong
+from trifold.shared.identity.keeper import Keeper
 from trifold.shared.runtime.codec import RowCodec
 from trifold.shared.runtime.sampling import Sampling
 from trifold.shared.runtime.shard import Shard
 from trifold.shared.runtime.versions import ShardVersions
-from trifold.shared.session.channel import connect
+from trifold.shared.session.channel import Connection, way
 from trifold.shared.session.status import from_rpc_error
+
+if TYPE_CHECKING:
+    from trifold.proto.v1.session_pb2_grpc import EdgeServiceAsyncStub
 
 
 class AsyncClient:
@@ -50,15 +55,19 @@ class AsyncClient:
         threads: int = 0,
         inexact: bool = False,
         chunk: int = 512,
+        tls: Path | str | None = None,
+        insecure: bool = False,
     ) -> None:
         """Loads the device part of the bundle in the folder `bundle`, or in its subfolder `device`.
 
         Prompts are sent in steps of `chunk` tokens, or of fewer where a tier allows only those.
         New generations use the adapter version that is promoted in that folder, also while the client runs.
+        With TLS as the node of the folder `tls`; without, on loopback only, unless that is `insecure`.
 
-        Raises DamagedFile naming the file that is not what the manifest says, NotExact when the numerics
-        self-test fails here and `inexact` is not given.
+        Raises ConfigError for an edge that needs TLS, DamagedFile naming the file that is not
+        what the manifest says, NotExact when the self-test fails here and `inexact` is not given.
         """
+        node = way(edge, tls, insecure=insecure)
         self._folder = TierFolder.open(Path(bundle), "device")
         self._serving = self._folder.manifest.serving
         self._codec = RowCodec(self._serving.codec, self._serving.spec.hidden)
@@ -72,11 +81,22 @@ class AsyncClient:
         self._timeout = timeout
         self._chunk = chunk
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="trifold-device")
-        self._channel = connect(edge)
-        self._stub = EdgeServiceStub(self._channel)
+        self._connection = Connection(edge, node)
         self._closed = False
         self._running: WeakSet[Generation] = WeakSet()
-        self._following = asyncio.create_task(self._versions.follow())
+        self._following = [asyncio.create_task(self._versions.follow())]
+        if node:
+            self._following.append(asyncio.create_task(Keeper(node).run()))
+
+    @property
+    def digest(self) -> str:
+        """The serving digest of the bundle."""
+        return self._folder.manifest.serving_digest
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self._serving.spec.max_positions
 
     @property
     def adapter(self) -> str:
@@ -94,13 +114,15 @@ class AsyncClient:
         seed: int = 0,
         stop: str | Sequence[str] = (),
         eos: Sequence[int] | None = None,
+        logprobs: int | None = None,
         journal: Path | str | None = None,
     ) -> Generation:
         """Continues a text, or token ids, by at most `max_tokens` tokens.
 
         It ends at a token of `eos` (the model's own unless given) or where a string of `stop` begins.
         `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are no limit. The same arguments, `seed` among
-        them, give the same tokens. What is committed goes to the new file `journal`, for resume().
+        them, give the same tokens. With `logprobs` each chunk tells the probability of its token and of that
+        many of the likeliest. What is committed goes to the new file `journal`, for resume().
 
         Returns an asynchronous iterator of Chunk, which may raise any of the errors of the tiers, such as
         Unavailable when the edge is not there or was lost for longer than `timeout`.
@@ -117,6 +139,10 @@ class AsyncClient:
         if len(ids) + max_tokens > spec.max_positions:
             asked = f"a prompt of {len(ids)} tokens and max_tokens {max_tokens}"
             raise PromptTooLong(f"{asked} do not fit the {spec.max_positions} positions of the model")
+        if logprobs is not None:
+            _check_number("logprobs", logprobs, whole=True)
+            if logprobs < 0:
+                raise InvalidRequest(f"logprobs is {logprobs}: it must be 0 or above")
         request = Request(
             serving_digest=self._folder.manifest.serving_digest,
             adapter_digest=version.digest,
@@ -125,6 +151,7 @@ class AsyncClient:
             max_tokens=max_tokens,
             stop=_stop_strings(stop),
             eos=tuple(spec.eos_ids if eos is None else eos),
+            logprobs=logprobs,
         )
         return self._generation(Journal(request, None if journal is None else Path(journal)), version.shard)
 
@@ -152,14 +179,21 @@ class AsyncClient:
 
         Raises UnsupportedModel when the model has no chat template.
         """
-        text = ChatTemplate(_tokenizer_config(self._folder)).render(messages)
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._tokenizer.encode(self._template.render(messages), add_special_tokens=False).ids
+
+    def tokenize(self, text: str) -> list[int]:
+        """The token ids that generate() takes a text for."""
+        return self._tokenizer.encode(text).ids
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids, with those that have a meaning of their own; U+FFFD for half a character."""
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     async def describe(self) -> pb.DescribeResponse:
         """What the edge serves, its limits and load, and the tiers behind it. Raises Unavailable."""
         self._check_open()
         try:
-            return await self._stub.Describe(pb.DescribeRequest(), timeout=self._timeout)
+            return await self._stub().Describe(pb.DescribeRequest(), timeout=self._timeout)
         except grpc.aio.AioRpcError as error:
             peer = f"the edge at {self._edge}"
             raise explained(from_rpc_error(error, peer), peer) from None
@@ -167,9 +201,10 @@ class AsyncClient:
     async def aclose(self) -> None:
         """Ends what still runs and lets the edge know; the client cannot be used again."""
         self._closed = True
-        self._following.cancel()
+        for task in self._following:
+            task.cancel()
         await asyncio.gather(*(generation.aclose() for generation in self._running))
-        await self._channel.close(grace=1.0)
+        await self._connection.close(grace=1.0)
         self._engine.shutdown()
 
     async def __aenter__(self) -> Self:
@@ -180,12 +215,19 @@ class AsyncClient:
     ) -> None:
         await self.aclose()
 
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(_tokenizer_config(self._folder))
+
+    def _stub(self) -> EdgeServiceAsyncStub:
+        return EdgeServiceStub(self._connection.channel)
+
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidRequest("the client is closed")
 
     def _encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
-        ids = self._tokenizer.encode(prompt).ids if isinstance(prompt, str) else prompt
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else prompt
         if not ids:
             raise InvalidRequest("the prompt is empty")
         vocab = self._serving.spec.vocab
@@ -198,7 +240,7 @@ class AsyncClient:
             tier="device", fingerprint=shard.fingerprint, provider=shard.provider, exact=shard.exact
         )
         link = Link(
-            self._stub.Session,
+            lambda **options: self._stub().Session(**options),
             self._edge,
             journal,
             device,

@@ -12,11 +12,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from trifold.shared.errors import InvalidRequest, UnsupportedModel
 
+Role = Literal["system", "user", "assistant"]
+
 
 class Message(TypedDict):
     """One turn of a chat."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
 
 

@@ -34,20 +34,30 @@ class Client:
         threads: int = 0,
         inexact: bool = False,
         chunk: int = 512,
+        tls: Path | str | None = None,
+        insecure: bool = False,
     ) -> None:
         """Loads the device part of the bundle in the folder `bundle`, or in its subfolder `device`.
 
         `edge` is HOST:PORT; it is not called yet. Prompts are sent in steps of `chunk` tokens, or of fewer
         where a tier allows only those. `threads` of the engine: 0 is one per core. New generations use the
-        adapter version that is promoted in that folder, also while the client runs.
+        adapter version that is promoted in that folder, also while the client runs. With TLS as the node of
+        the folder `tls`; without, on loopback only, unless that is `insecure`.
 
-        Raises DamagedFile naming the file that is not what the manifest says, NotExact when the numerics
-        self-test fails here and `inexact` is not given.
+        Raises ConfigError for an edge that needs TLS, DamagedFile naming the file that is not
+        what the manifest says, NotExact when the self-test fails here and `inexact` is not given.
         """
 
         async def load() -> async_client.AsyncClient:
             return async_client.AsyncClient(
-                edge, bundle=bundle, timeout=timeout, threads=threads, inexact=inexact, chunk=chunk
+                edge,
+                bundle=bundle,
+                timeout=timeout,
+                threads=threads,
+                inexact=inexact,
+                chunk=chunk,
+                tls=tls,
+                insecure=insecure,
             )
 
         self._loop = BackgroundLoop()
@@ -68,13 +78,15 @@ class Client:
         seed: int = 0,
         stop: str | Sequence[str] = (),
         eos: Sequence[int] | None = None,
+        logprobs: int | None = None,
         journal: Path | str | None = None,
     ) -> Generation:
         """Continues a text, or token ids, by at most `max_tokens` tokens.
 
         It ends at a token of `eos` (the model's own unless given) or where a string of `stop` begins.
         `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are no limit. The same arguments, `seed` among
-        them, give the same tokens. What is committed goes to the new file `journal`, for resume().
+        them, give the same tokens. With `logprobs` each chunk tells the probability of its token and of that
+        many of the likeliest. What is committed goes to the new file `journal`, for resume().
 
         Returns an iterator of Chunk, which may raise any of the errors of the tiers, such as Unavailable when
         the edge is not there or was lost for longer than `timeout`.
@@ -91,6 +103,7 @@ class Client:
             seed=seed,
             stop=stop,
             eos=eos,
+            logprobs=logprobs,
             journal=journal,
         )
         return Generation(started, self._loop)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from trifold.device.client.journal import Journal
+from trifold.device.client.journal import Journal, Request
 from trifold.device.client.link import Link
 from trifold.device.client.tail import Decision, Tail
 from trifold.device.client.text import FinishReason, Transcript
 from trifold.device.client.trace import Trace, Work, trace
 from trifold.shared.errors import Cancelled
+from trifold.shared.runtime.sampling import Logprobs
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Chunk:
 
     `text` may be empty while a character is incomplete or a stop string is possible. `finish_reason` is set
     on the last chunk. `replayed` marks what a resumed generation had committed before; only tokens computed
-    now have a `trace`.
+    now have a `trace` and, where they were asked for, `logprobs`.
     """
 
     text: str
@@ -30,6 +31,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     trace: Trace | None = None
     replayed: bool = False
+    logprobs: Logprobs | None = None
 
 
 class Generation:
@@ -44,6 +46,11 @@ class Generation:
         self._link = link
         self._awaited = False
         self._chunks = _generate(journal, tail, link, transcript)
+
+    @property
+    def request(self) -> Request:
+        """What is generated."""
+        return self._journal.request
 
     def __aiter__(self) -> Self:
         return self
@@ -90,7 +97,9 @@ async def _generate(
                     link.send_ahead()
                     await asyncio.sleep(0)  # it leaves now: the tiers work while the caller has this token
                 how = trace(decision.position, decision.row_digest, works, exact=link.exact)
-                chunk = Chunk(text, (decision.token,), transcript.finish_reason, how)
+                chunk = Chunk(
+                    text, (decision.token,), transcript.finish_reason, how, logprobs=decision.logprobs
+                )
                 if not chunk.finish_reason:
                     yield chunk
     except Cancelled:

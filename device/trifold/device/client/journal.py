@@ -38,6 +38,7 @@ class Request(Part):
     max_tokens: int = Field(ge=1)
     stop: tuple[str, ...]
     eos: tuple[int, ...]
+    logprobs: int | None = Field(None, ge=0)
 
     @property
     def capacity(self) -> int:

@@ -12,17 +12,18 @@ from trifold.device.client.stream import Delivery
 from trifold.device.client.trace import Work
 from trifold.shared.runtime.codec import RowCodec
 from trifold.shared.runtime.monolith import row_digest
-from trifold.shared.runtime.sampling import pick
+from trifold.shared.runtime.sampling import Logprobs, logprobs, pick
 from trifold.shared.runtime.shard import Shard
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A committed token, its position, and the digest of the row that predicted it."""
+    """A committed token, its position, the digest of the row that predicted it, and logprobs if asked for."""
 
     token: int
     position: int
     row_digest: str
+    logprobs: Logprobs | None
 
 
 class Tail:
@@ -67,6 +68,10 @@ class Tail:
         logits = self._shard.run(self._cache, rows, delivery.base_pos, logits_from)
         if delivery.end < position:
             return None
-        token = pick(logits[-1], self._journal.request.sampling, position)
+        request = self._journal.request
+        token = pick(logits[-1], request.sampling, position)
         self._journal.commit(token)
-        return Decision(token, position, row_digest(rows[-1]))
+        told = None
+        if request.logprobs is not None and token not in request.eos:
+            told = logprobs(logits[-1], token, request.logprobs)
+        return Decision(token, position, row_digest(rows[-1]), told)

@@ -31,6 +31,8 @@ def chat(
     timeout: options.Timeout = None,
     threads: options.Threads = None,
     inexact: options.Inexact = None,
+    tls: options.Tls = None,
+    insecure: options.Insecure = None,
     log_level: options.LogLevel = None,
     config: options.Config = None,
 ) -> None:
@@ -42,6 +44,8 @@ def chat(
         timeout=timeout,
         threads=threads,
         inexact=inexact,
+        tls=tls,
+        insecure=insecure,
         log_level=log_level,
     )
     show_log(settings.log_level)
@@ -51,6 +55,8 @@ def chat(
         timeout=settings.timeout,
         threads=settings.threads,
         inexact=settings.inexact,
+        tls=settings.tls,
+        insecure=settings.insecure,
     )
 
     def answer(conversation: list[Message]) -> Generation:

@@ -45,6 +45,8 @@ def generate(
     timeout: options.Timeout = None,
     threads: options.Threads = None,
     inexact: options.Inexact = None,
+    tls: options.Tls = None,
+    insecure: options.Insecure = None,
     log_level: options.LogLevel = None,
     config: options.Config = None,
 ) -> None:
@@ -58,6 +60,8 @@ def generate(
         timeout=timeout,
         threads=threads,
         inexact=inexact,
+        tls=tls,
+        insecure=insecure,
         log_level=log_level,
     )
     show_log(settings.log_level)
@@ -88,6 +92,8 @@ async def _run(settings: DeviceSettings, begin: Callable[[AsyncClient], Generati
         timeout=settings.timeout,
         threads=settings.threads,
         inexact=settings.inexact,
+        tls=settings.tls,
+        insecure=settings.insecure,
     )
     try:
         async with client, begin(client) as generation:

@@ -14,6 +14,8 @@ Bundle = Annotated[Path | None, DeviceSettings.flag("bundle")]
 Timeout = Annotated[float | None, DeviceSettings.flag("timeout")]
 Threads = Annotated[int | None, DeviceSettings.flag("threads")]
 Inexact = Annotated[bool | None, DeviceSettings.flag("inexact")]
+Tls = Annotated[Path | None, DeviceSettings.flag("tls")]
+Insecure = Annotated[bool | None, DeviceSettings.flag("insecure")]
 LogLevel = Annotated[str | None, DeviceSettings.flag("log_level")]
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings. [TRIFOLD_CONFIG]")]
 

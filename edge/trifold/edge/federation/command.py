@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from trifold.edge.federation.resident import serve
 from trifold.edge.federation.text import SiteText
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.errors import ConfigError
+from trifold.shared.session.channel import on_loopback
 from trifold.shared.settings import JoinSettings, SiteSettings
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def train(
     listen: Annotated[Path | None, SiteSettings.flag("listen")] = None,
     timeout: Annotated[float | None, SiteSettings.flag("timeout")] = None,
     threads: Annotated[int | None, SiteSettings.flag("threads")] = None,
+    tls: Annotated[Path | None, SiteSettings.flag("tls")] = None,
+    insecure: Annotated[bool | None, SiteSettings.flag("insecure")] = None,
     log_level: Annotated[str | None, SiteSettings.flag("log_level")] = None,
     config: Config = None,
 ) -> None:
@@ -52,6 +54,8 @@ def train(
         listen=listen,
         timeout=timeout,
         threads=threads,
+        tls=tls,
+        insecure=insecure,
         log_level=log_level,
     )
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
@@ -69,7 +73,14 @@ def train(
     texts = _texts(settings, device)
 
     def core(gradients: CodecName) -> RemoteCore:
-        return RemoteCore(settings.cloud, edge.manifest, gradients, timeout=settings.timeout)
+        return RemoteCore(
+            settings.cloud,
+            edge.manifest,
+            gradients,
+            timeout=settings.timeout,
+            tls=settings.tls,
+            insecure=settings.insecure,
+        )
 
     trainer = SiteTrainer(edge, device, texts, core, settings.state)
     serve((settings.listen or settings.state / "trainer.sock").absolute(), trainer.answer)
@@ -96,7 +107,7 @@ def join(
     )
     if settings.insecure == (settings.root_certificates is not None):
         raise ConfigError("give either --root-certificates (and --key), or --insecure for loopback")
-    if settings.insecure and not _loopback(settings.superlink):
+    if settings.insecure and not on_loopback(settings.superlink):
         raise ConfigError(
             f"{settings.superlink} is not on loopback: without TLS anyone on the way could join in"
         )
@@ -138,11 +149,3 @@ def _texts(settings: SiteSettings, device: TierFolder) -> dict[str, SiteText]:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return {name: SiteText.read(path, tokenizer) for name, path in folders.items()}
-
-
-def _loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -8,8 +8,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Never, Self, TypeVar
 
 import grpc.aio
 from google.protobuf.message import DecodeError
@@ -26,8 +27,9 @@ from trifold.shared.errors import (
     TrifoldError,
     Unavailable,
 )
+from trifold.shared.identity.keeper import Keeper
 from trifold.shared.runtime.codec import RowCodec
-from trifold.shared.session.channel import connect
+from trifold.shared.session.channel import Connection, way
 from trifold.shared.session.ending import nonsense
 from trifold.shared.session.frames import SESSION_BYTES
 from trifold.shared.session.pieces import pieces
@@ -69,13 +71,23 @@ class RemoteCore:
     """
 
     def __init__(
-        self, address: str, manifest: Manifest, gradients: CodecName = "int8", *, timeout: float = 120.0
+        self,
+        address: str,
+        manifest: Manifest,
+        gradients: CodecName = "int8",
+        *,
+        timeout: float = 120.0,
+        tls: Path | None = None,
+        insecure: bool = False,
     ) -> None:
-        """Calls nobody yet. Rows travel in the codec of the bundle, gradients in `gradients`."""
+        """Calls nobody yet. Rows travel in the codec of the bundle, gradients in `gradients`.
+
+        With TLS as the node of the folder `tls`; without, on loopback only, unless that is `insecure`.
+        Raises ConfigError.
+        """
         serving = manifest.serving
         self.traffic = pb.Traffic()
         self._name = f"the training process at {address}"
-        self._address = address
         self._timeout = timeout
         self._rows = RowCodec(serving.codec, serving.spec.hidden)
         self._gradients = RowCodec(gradients, serving.spec.hidden)
@@ -89,7 +101,9 @@ class RemoteCore:
         self._heard = 0.0
         self._problem = ""
         self._runner = asyncio.Runner()
-        self._channel: grpc.aio.Channel | None = None
+        self._node = way(address, tls, insecure=insecure)
+        self._connection = Connection(address, self._node)
+        self._keeping: asyncio.Task[Never] | None = None
         self._stream: TrainStream | None = None
 
     def forward(self, rows: Batch, *, keep: bool) -> tuple[int, Batch]:
@@ -138,6 +152,9 @@ class RemoteCore:
     async def _persist(self, work: Callable[[TrainStream], Awaitable[T]]) -> T:
         """Does the work, as long as the process goes on with it or with that of other sites."""
         doing = asyncio.create_task(self._repeat(work))
+        if self._node and self._keeping is None:
+            # It goes on whenever there is work: the loop stands still in between, and so does this.
+            self._keeping = asyncio.create_task(Keeper(self._node).run())
         seen: pb.Traffic | None = None
         self._problem = ""
         self._listen()
@@ -190,7 +207,7 @@ class RemoteCore:
         """The stream there is, or a new one."""
         if self._stream is None:
             method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
-            method = self._connection().stream_stream(f"{_TRAIN}/Train")
+            method = self._connection.channel.stream_stream(f"{_TRAIN}/Train")
             self._stream = TrainStream(method(wait_for_ready=True), self._name, self._listen)
             await self._stream.open(self._opening)
             self._problem = ""
@@ -235,7 +252,7 @@ class RemoteCore:
 
     async def _describe(self) -> pb.TrainDescribeResponse:
         method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
-        method = self._connection().unary_unary(f"{_TRAIN}/Describe")
+        method = self._connection.channel.unary_unary(f"{_TRAIN}/Describe")
         request = pb.TrainDescribeRequest().SerializeToString()
         try:
             answer = await method(request, timeout=_LOOK_SECONDS)
@@ -248,13 +265,9 @@ class RemoteCore:
     async def _close(self) -> None:
         if self._stream is not None:
             await self._stream.close()
-        if self._channel is not None:
-            await self._channel.close()
-
-    def _connection(self) -> grpc.aio.Channel:
-        # In the loop that uses it, which runs from the first call on.
-        self._channel = self._channel or connect(self._address)
-        return self._channel
+        if self._keeping is not None:
+            self._keeping.cancel()
+        await self._connection.close()
 
     def _hang_up(self) -> None:
         if self._stream is not None:

@@ -38,6 +38,8 @@ def serve(
     inexact: Annotated[bool | None, EdgeSettings.flag("inexact")] = None,
     lease: Annotated[float | None, EdgeSettings.flag("lease")] = None,
     grace: Annotated[float | None, EdgeSettings.flag("grace")] = None,
+    tls: Annotated[Path | None, EdgeSettings.flag("tls")] = None,
+    insecure: Annotated[bool | None, EdgeSettings.flag("insecure")] = None,
     log_level: Annotated[str | None, EdgeSettings.flag("log_level")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML file of settings. [TRIFOLD_CONFIG]")
@@ -55,6 +57,8 @@ def serve(
         inexact=inexact,
         lease=lease,
         grace=grace,
+        tls=tls,
+        insecure=insecure,
         log_level=log_level,
     )
     _, shard = load_tier(settings, "edge")
@@ -65,6 +69,8 @@ def serve(
 
 
 async def _serve(settings: EdgeSettings, versions: ShardVersions) -> None:
-    core = Core(settings.core, settings.timeout)
+    core = Core(settings.core, settings.timeout, tls=settings.tls, insecure=settings.insecure)
     service = EdgeService(versions, core, memory=settings.kv_memory, lease=settings.lease)
-    await serve_tier(service, settings.listen, grace=settings.grace)
+    await serve_tier(
+        service, settings.listen, grace=settings.grace, tls=settings.tls, insecure=settings.insecure
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from time import monotonic
 from typing import Final, Never
 
@@ -13,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import DeadlineExceeded, TrifoldError, Unavailable
-from trifold.shared.session.channel import connect
+from trifold.shared.session.channel import Connection, way
 from trifold.shared.session.ending import Ending, nonsense
 from trifold.shared.session.status import from_rpc_error
 
@@ -31,16 +32,18 @@ Call = grpc.aio.StreamStreamCall[bytes, bytes]
 class Core:
     """The core at `address` (HOST:PORT), which may come and go; `timeout` seconds for each of its answers."""
 
-    def __init__(self, address: str, timeout: float) -> None:
+    def __init__(
+        self, address: str, timeout: float, *, tls: Path | None = None, insecure: bool = False
+    ) -> None:
+        """With TLS as the node of the folder `tls`; without, on loopback only, unless that is `insecure`.
+
+        Raises ConfigError.
+        """
         self.name = f"the core at {address}"
         self.timeout = timeout
-        self._channel = connect(address)
-        self._session: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(
-            f"{_CORE}/Session"
-        )
-        self._describe: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
-            f"{_CORE}/Describe"
-        )
+        # gRPC tries on where TLS does not come about, and does not say so.
+        self.tls_hint = " with TLS, a certificate for this host and the same authority" if tls else ""
+        self._connection = Connection(address, way(address, tls, insecure=insecure))
 
     @asynccontextmanager
     async def open(self, opening: pb.Open) -> AsyncIterator[CoreStream]:
@@ -48,7 +51,9 @@ class Core:
 
         Raises what the core answered, or Unavailable when it is not there.
         """
-        call: Call = self._session(wait_for_ready=True)
+        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
+        method = self._connection.channel.stream_stream(f"{_CORE}/Session")
+        call: Call = method(wait_for_ready=True)
         stream = CoreStream(self, call)
         try:
             await stream.open(opening)
@@ -58,9 +63,11 @@ class Core:
 
     async def describe(self) -> pb.DescribeResponse:
         """Raises Unavailable when the core is not there."""
+        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+        method = self._connection.channel.unary_unary(f"{_CORE}/Describe")
         request = pb.DescribeRequest().SerializeToString()
         try:
-            data = await self._describe(request, timeout=min(self.timeout, _OPEN_SECONDS))
+            data = await method(request, timeout=min(self.timeout, _OPEN_SECONDS))
             return pb.DescribeResponse.FromString(data)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self.name) from None
@@ -68,7 +75,7 @@ class Core:
             raise nonsense(self.name, "a description that is not one") from None
 
     async def close(self) -> None:
-        await self._channel.close()
+        await self._connection.close()
 
 
 class CoreStream:
@@ -95,7 +102,7 @@ class CoreStream:
                 await self._write(pb.SessionRequest(open=opening))
                 response, _ = await self._read()
         except TimeoutError:
-            hint = "is `trifold cloud serve` running?"
+            hint = f"is `trifold cloud serve` running{self._core.tls_hint}?"
             raise Unavailable(f"{self._core.name} is not there: {hint}", retry_after=1.0) from None
         if response.WhichOneof("kind") != "opened":
             raise self.nonsense("no Opened")

@@ -62,6 +62,23 @@ def pick(logits: NDArray[np.float32], sampling: Sampling, position: int) -> int:
     return int(tokens[scores[tokens].argmax()])
 
 
+@dataclass(frozen=True)
+class Logprobs:
+    """What the model itself, before the warpers, gave a token and the likeliest ones: ln p, best first."""
+
+    token: float
+    top: tuple[tuple[int, float], ...]
+
+
+def logprobs(logits: NDArray[np.float32], token: int, top: int) -> Logprobs:
+    """Of `token` and of the `top` likeliest tokens, as the softmax of the logits (vocab,) has it."""
+    scores = logits.astype(np.float64)
+    scores -= scores.max()
+    scores -= np.log(np.exp(scores).sum())
+    likeliest = np.argsort(-scores, kind="stable")[:top]
+    return Logprobs(float(scores[token]), tuple((int(i), float(scores[i])) for i in likeliest))
+
+
 def _largest(scores: NDArray[np.float64], count: int) -> NDArray[np.intp]:
     """Where the `count` largest stand, in ascending order."""
     border = np.partition(scores, len(scores) - count)[len(scores) - count]

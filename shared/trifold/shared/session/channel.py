@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
+from pathlib import Path
 from typing import Final
 
 import grpc.aio
+
+from trifold.shared.errors import ConfigError
+from trifold.shared.identity.node import Node
 
 MESSAGE_BYTES: Final = 4 * 1024 * 1024
 """The largest message of the wire, in either direction."""
@@ -48,6 +53,58 @@ _CHANNEL_OPTIONS: Final[list[tuple[str, int]]] = [
 ]
 
 
-def connect(address: str) -> grpc.aio.Channel:
-    """A channel to the service at HOST:PORT, which need not be there yet."""
-    return grpc.aio.insecure_channel(address, _CHANNEL_OPTIONS)
+class Connection:
+    """The way to the service at HOST:PORT, which need not be there yet."""
+
+    def __init__(self, address: str, node: Node | None = None) -> None:
+        """With TLS as `node`, or without."""
+        self._address = address
+        self._node = node
+        self._chain = b""
+        self._channel: grpc.aio.Channel | None = None
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """For a call that begins now: another one whenever the node's certificate was renewed.
+
+        Calls that run on an older channel keep it, to their end.
+        """
+        chain = self._node.papers.chain if self._node else b""
+        if self._channel is None or chain != self._chain:
+            self._channel, self._chain = connect(self._address, self._node), chain
+        return self._channel
+
+    async def close(self, grace: float | None = None) -> None:
+        if self._channel is not None:
+            await self._channel.close(grace)
+
+
+def connect(address: str, node: Node | None = None) -> grpc.aio.Channel:
+    """A channel to the service at HOST:PORT, which need not be there yet; with TLS as `node`, or without."""
+    if node is None:
+        return grpc.aio.insecure_channel(address, _CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(address, node.channel_credentials(), _CHANNEL_OPTIONS)
+
+
+def way(address: str, tls: Path | str | None, *, insecure: bool = False) -> Node | None:
+    """As whom to call, or to listen at, HOST:PORT: the node of the folder `tls`, or nobody, without TLS.
+
+    Raises ConfigError where that needs TLS, and for a folder that is not a node's.
+    """
+    if tls is not None:
+        return Node(tls)
+    if insecure or on_loopback(address):
+        return None
+    raise ConfigError(
+        f"{address} is not on loopback: without TLS anyone on the way could read and write. Give the node's "
+        "folder with --tls, or --insecure"
+    )
+
+
+def on_loopback(address: str) -> bool:
+    """Whether HOST:PORT is of this machine and nobody outside can reach it."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,15 +1,15 @@
-"""The gRPC server of a tier or of the training process: brought up on loopback, drained on SIGTERM."""
+"""The gRPC server of a tier or of the training process: brought up, and drained on SIGTERM."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any, Final, Never, Protocol, TypeVar
 
 import grpc.aio
@@ -22,8 +22,9 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
 from trifold.proto.v1 import session_pb2 as pb
-from trifold.shared.errors import ConfigError, InvalidRequest, TrifoldError, Unavailable
-from trifold.shared.session.channel import SERVER_OPTIONS
+from trifold.shared.errors import InvalidRequest, TrifoldError, Unavailable
+from trifold.shared.identity.gate import tenant_of
+from trifold.shared.session.door import Door
 from trifold.shared.session.status import abort, public
 from trifold.shared.session.stream import MessageStream, until_first
 
@@ -86,28 +87,17 @@ class TierServer:
         self.address = ""
         self._service = service
         self._health = health.HealthServicer()
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-        for method in descriptor_pool.Default().FindServiceByName(service.name).methods:
-            request = message_factory.GetMessageClass(method.input_type)
-            if method.client_streaming:
-                handlers[method.name] = grpc.stream_stream_rpc_method_handler(self._stream(request))
-            else:
-                handlers[method.name] = grpc.unary_unary_rpc_method_handler(self._description(request))
-        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service.name, handlers)])
-        add_HealthServicer_to_server(self._health, self._server)
-        names = (service.name, HEALTH, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        self._door: Door | None = None
 
-    async def start(self, listen: str) -> None:
-        """Listens at HOST:PORT; port 0 takes a free one. Raises ConfigError where that is impossible."""
-        host = _loopback(listen)
-        try:
-            port = self._server.add_insecure_port(listen)
-        except RuntimeError:
-            raise ConfigError(f"cannot listen at {listen}: is another service there?") from None
-        self.address = f"{host}:{port}"
-        await self._server.start()
+    async def start(self, listen: str, *, tls: Path | None = None, insecure: bool = False) -> None:
+        """Listens at HOST:PORT; port 0 takes a free one.
+
+        With TLS as the node of the folder `tls`; without, on loopback only, unless that is `insecure`.
+        Raises ConfigError where that is impossible.
+        """
+        self._door = Door(listen, tls, insecure=insecure)
+        self._serve_at(self._door.server)
+        self.address = await self._door.open()
         await self._announce(health_pb2.HealthCheckResponse.SERVING)
 
     async def drain(self, grace: float) -> None:
@@ -120,8 +110,23 @@ class TierServer:
     async def stop(self) -> None:
         """Ends what still runs with UNAVAILABLE, so that it is resumed elsewhere or later."""
         self._service.table.evict_all(Unavailable("the service is shutting down: resume the session"))
-        await self._server.stop(_FAREWELL)
+        if self._door:
+            await self._door.close(_FAREWELL)
         await self._service.close()
+
+    def _serve_at(self, server: grpc.aio.Server) -> None:
+        """Its service, health and reflection."""
+        name = self._service.name
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        for method in descriptor_pool.Default().FindServiceByName(name).methods:
+            request = message_factory.GetMessageClass(method.input_type)
+            if method.client_streaming:
+                handlers[method.name] = grpc.stream_stream_rpc_method_handler(self._stream(request))
+            else:
+                handlers[method.name] = grpc.unary_unary_rpc_method_handler(self._description(request))
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(name, handlers)])
+        add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((name, HEALTH, reflection.SERVICE_NAME), server)
 
     async def _announce(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", self._service.name):
@@ -131,7 +136,7 @@ class TierServer:
         async def handle(_: AsyncIterator[bytes], context: Context) -> None:
             # Ahead of everything that may be cut short, so that an error's status never sends them again.
             await context.send_initial_metadata(())
-            await _answer(context, self._service.session(MessageStream(context, request)))
+            await _answer(context, self._service.session(MessageStream(context, request, tenant_of(context))))
 
         return handle
 
@@ -147,18 +152,26 @@ class TierServer:
         return handle
 
 
-async def serve(service: Service, listen: str, *, grace: float, role: str | None = None) -> Never:
+async def serve(
+    service: Service,
+    listen: str,
+    *,
+    grace: float,
+    role: str | None = None,
+    tls: Path | None = None,
+    insecure: bool = False,
+) -> Never:
     """Serves until SIGTERM or SIGINT, then drains for `grace` seconds; a second signal stops at once.
 
     Either way the process ends then, with exit code 0, even where the engine is in the middle of a long turn.
     Prints one line on stdout when it serves: `trifold ROLE ready on HOST:PORT …`; its tier is the role of a
-    service that has no other. Raises ConfigError.
+    service that has no other. `tls` and `insecure` as for TierServer.start(). Raises ConfigError.
     """
     server = TierServer(service)
     signals: asyncio.Queue[None] = asyncio.Queue()
     for number in _SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, None)
-    await server.start(listen)
+    await server.start(listen, tls=tls, insecure=insecure)
     # What is loaded now stays: a collection of garbage that looked through all of it would hold up a token.
     gc.collect()
     gc.freeze()
@@ -179,14 +192,3 @@ async def _answer(context: Context, work: Awaitable[T]) -> T:
         # Without its frames: gRPC keeps the end of a call for a while, and they a session's cache and shard.
         problem = public(error).with_traceback(None)
     return await abort(context, problem)
-
-
-def _loopback(listen: str) -> str:
-    """The host of HOST:PORT. Raises ConfigError unless nobody outside this machine can reach it."""
-    host = listen.rpartition(":")[0]
-    try:
-        if host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback:
-            return host
-    except ValueError:
-        pass
-    raise ConfigError(f"{listen} is not on loopback: without TLS, services listen on 127.0.0.1 or [::1] only")

@@ -38,7 +38,7 @@ class TierService(ABC):
     async def session(self, stream: Stream) -> None:
         """One stream, from Open to its end. Raises the TrifoldError that ends it."""
         opening = self.frames.opening(await stream.first())
-        with self.table.seat(opening) as seat:
+        with self.table.seat(opening, stream.tenant) as seat:
             await until_first(seat.lost, self.converse(stream, opening, seat))
 
     async def describe(self) -> pb.DescribeResponse:

@@ -27,7 +27,11 @@ class MessageStream(Generic[Request, Response]):
     Both raise Unavailable when the caller is lost.
     """
 
-    def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes], request: type[Request]) -> None:
+    def __init__(
+        self, context: grpc.aio.ServicerContext[bytes, bytes], request: type[Request], tenant: str = ""
+    ) -> None:
+        """Of a caller of `tenant`, which is empty without TLS."""
+        self.tenant = tenant
         self._context = context
         self._request = request
 

@@ -51,8 +51,9 @@ class CacheMaker(Protocol[C_co]):
 class Session(Generic[C]):
     """What a tier keeps of one session, with or without a stream."""
 
-    def __init__(self, opening: pb.Open, size: int, number: int) -> None:
-        self.id = opening.session
+    def __init__(self, opening: pb.Open, tenant: str, size: int, number: int) -> None:
+        # Another tenant's session of the same id is another one: nobody learns that it exists.
+        self.key = (tenant, opening.session)
         self.epoch = opening.epoch
         self.capacity = opening.capacity
         self.size = size
@@ -124,7 +125,7 @@ class SessionTable(Generic[C]):
         self.lease = lease
         self.reserved = 0
         self.draining = False
-        self._sessions: dict[bytes, Session[C]] = {}
+        self._sessions: dict[tuple[str, bytes], Session[C]] = {}
         self._served = 0
         self._empty = asyncio.Event()
         self._empty.set()
@@ -132,16 +133,16 @@ class SessionTable(Generic[C]):
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def seat(self, opening: pb.Open) -> Seat[C]:
-        """Seats a stream at its session, new or taken over from an older stream, which is ended.
+    def seat(self, opening: pb.Open, tenant: str = "") -> Seat[C]:
+        """Seats a stream of `tenant` at its session, new or taken over from an older stream, which is ended.
 
         Raises StaleEpoch, Overloaded, PromptTooLong, Unavailable while draining, and InvalidRequest for a
         session of another capacity.
         """
         if self.draining:
             raise Unavailable("the service is shutting down", retry_after=_RETRY_SECONDS)
-        session = self._sessions.get(opening.session)
-        session = self._reserve(opening) if session is None else self._take_over(session, opening)
+        session = self._sessions.get((tenant, opening.session))
+        session = self._reserve(opening, tenant) if session is None else self._take_over(session, opening)
         session.seat = Seat(self, session)
         self._empty.clear()
         return session.seat
@@ -170,7 +171,7 @@ class SessionTable(Generic[C]):
             if session.seat:
                 session.seat.evict(error)
 
-    def _reserve(self, opening: pb.Open) -> Session[C]:
+    def _reserve(self, opening: pb.Open, tenant: str) -> Session[C]:
         size = self.maker.cache_bytes(opening.capacity)
         if size > self.memory:
             room = self.memory >> 20
@@ -184,8 +185,8 @@ class SessionTable(Generic[C]):
                 retry_after=_RETRY_SECONDS,
             )
         self._served += 1
-        session: Session[C] = Session(opening, size, self._served)
-        self._sessions[session.id] = session
+        session: Session[C] = Session(opening, tenant, size, self._served)
+        self._sessions[session.key] = session
         self.reserved += size
         log.info("session %d begins: %d positions", session.number, session.capacity)
         return session
@@ -204,7 +205,7 @@ class SessionTable(Generic[C]):
         return session
 
     def _release(self, session: Session[C]) -> None:
-        del self._sessions[session.id]
+        del self._sessions[session.key]
         self.reserved -= session.size
         session.cache = None
         log.info("session %d ends", session.number)

@@ -1,0 +1,90 @@
+"""Errors as OpenAI's API tells them."""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+from typing import Any
+
+import grpc
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from trifold.shared.errors import (
+    InvalidRequest,
+    Overloaded,
+    PromptTooLong,
+    TrifoldError,
+    Unauthenticated,
+)
+from trifold.shared.session.status import public
+
+_CODES: dict[type[TrifoldError], str] = {
+    Unauthenticated: "invalid_api_key",
+    Overloaded: "rate_limit_exceeded",
+    PromptTooLong: "context_length_exceeded",
+}
+"""Where programs expect another word than our reason."""
+
+
+class ModelNotFound(TrifoldError):
+    """A request for a model that is not served here."""
+
+    reason = "MODEL_NOT_FOUND"
+    grpc_status = grpc.StatusCode.NOT_FOUND
+    http_status = HTTPStatus.NOT_FOUND
+    exit_code = 69
+
+
+def problem(error: TrifoldError) -> dict[str, Any]:
+    """The error object of an error."""
+    return _object(
+        error.message, error.http_status, code=_CODES.get(type(error), error.reason.lower()), param=None
+    )
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Whatever a route raises is answered with an error object."""
+    app.add_exception_handler(TrifoldError, _trifold_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _trifold_error)
+
+
+async def _trifold_error(_: Request, error: Exception) -> JSONResponse:
+    told = public(error)
+    headers = {}
+    if told.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(told.retry_after)))
+    if isinstance(told, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(problem(told), told.http_status, headers)
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    message = first["msg"].removeprefix("Value error, ")
+    if param:
+        message = f"{param}: {message}"
+    status = HTTPStatus.BAD_REQUEST
+    return JSONResponse(_object(message, status, code=InvalidRequest.reason.lower(), param=param), status)
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    return JSONResponse(
+        _object(error.detail, status, code=status.name.lower(), param=None), status, error.headers
+    )
+
+
+def _object(message: str, status: HTTPStatus, *, code: str, param: str | None) -> dict[str, Any]:
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        kind = "rate_limit_error"
+    else:
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,0 +1,55 @@
+"""Where a server is reached: with TLS as a node, and whoever comes is checked; or without, on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Never
+
+import grpc.aio
+
+from trifold.shared.errors import ConfigError
+from trifold.shared.identity.gate import Gate
+from trifold.shared.identity.keeper import Keeper
+from trifold.shared.session.channel import SERVER_OPTIONS, way
+
+
+class Door:
+    """A gRPC server at HOST:PORT; port 0 takes a free one.
+
+    With `tls`, a node's folder, it speaks mutual TLS as that node, checks every call, keeps its certificate
+    young, and ends the streams of callers who were revoked. It lets in the node's own tenants, or every one.
+    """
+
+    def __init__(
+        self, listen: str, tls: Path | None = None, *, insecure: bool = False, every_tenant: bool = False
+    ) -> None:
+        """Raises ConfigError for an address off loopback without TLS, or a folder that is not a node's."""
+        self._listen = listen
+        self._keeping: asyncio.Task[Never] | None = None
+        self.node = way(listen, tls, insecure=insecure)
+        gates = []
+        if self.node:
+            tenants = None if every_tenant else frozenset(self.node.identity.tenants)
+            gates = [Gate(self.node.revoked, tenants)]
+            self._keeper = Keeper(self.node, revoked=True, looked=gates[0].sweep)
+        self.server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=gates)
+
+    async def open(self) -> str:
+        """Serves from now on; the HOST:PORT that it has got. Raises ConfigError where that is impossible."""
+        try:
+            if self.node:
+                port = self.server.add_secure_port(self._listen, self.node.server_credentials())
+            else:
+                port = self.server.add_insecure_port(self._listen)
+        except RuntimeError:
+            raise ConfigError(f"cannot listen at {self._listen}: is another service there?") from None
+        await self.server.start()
+        if self.node:
+            self._keeping = asyncio.create_task(self._keeper.run())
+        return f"{self._listen.rpartition(':')[0]}:{port}"
+
+    async def close(self, grace: float) -> None:
+        if self._keeping:
+            self._keeping.cancel()
+        await self.server.stop(grace)
