@@ -26,12 +26,12 @@ _CLASSES: Final[dict[StrategyName, type[flower.FedAvg]]] = {
     "trimmed-mean": flower.FedTrimmedAvg,
     "krum": flower.MultiKrum,
 }
-"""Krum picks a single site's update; Flower's MultiKrum does too unless `num_nodes_to_select` is given."""
+"""Krum is Multi-Krum: the mean of all but `num_malicious_nodes` updates, unless `num_nodes_to_select` is given."""
 
 _DEFAULTS: Final[dict[StrategyName, dict[str, float]]] = {
     "fedavgm": {"server_momentum": 0.9},
     "fedprox": {"proximal_mu": 0.01},
-    "krum": {"num_malicious_nodes": 1, "num_nodes_to_select": 1},
+    "krum": {"num_malicious_nodes": 1},
 }
 
 _MOMENTS: Final = ("m_t", "v_t")
@@ -88,6 +88,12 @@ class Aggregator:
             self._strategy.current_arrays = _record(factors)
         elif hasattr(self._strategy, "current_arrays"):
             self._strategy.current_arrays = dict(sorted(factors.items()))
+        if (
+            isinstance(self._strategy, flower.MultiKrum)
+            and "num_nodes_to_select" not in self._settings.options
+        ):
+            honest = len(trained) - self._strategy.num_malicious_nodes
+            self._strategy.num_nodes_to_select = max(1, honest)
         replies = [_reply(arrays) for arrays in trained.values()]
         result, _ = self._strategy.aggregate_train(number, replies)
         if result is None:
