@@ -5,9 +5,9 @@ process that negates every update. The flipped update has the shape and the norm
 lets it through: it is the strategy that must do without it. The loss is the mean of all five sites' held-out
 loss with the run's last factors.
 
-The sites' texts are alike (the demo's documents of all three kinds, dealt out in turn) or apart: two sites with
-code, two with manual pages, one with prose. In the second case the updates of different kinds are nearly
-orthogonal, and of two sites that contradict each other nobody can tell which one is hostile.
+The sites' texts are alike (the demo's documents of all three kinds, dealt out in turn) or apart: two sites
+with code, two with manual pages, one with prose. Apart, updates of different kinds are nearly orthogonal, and
+of two sites that contradict each other nobody can tell which one is hostile.
 """
 
 from __future__ import annotations
