@@ -95,6 +95,22 @@ def test_strategies_without_an_optimizer_take_an_update_on_which_all_agree(strat
     assert all(np.allclose(after[name], INITIAL[name] + drawn(9)[name], atol=1e-5) for name in INITIAL)
 
 
+def test_krum_takes_the_mean_of_all_updates_but_one_of_flipped_sign() -> None:
+    rng = np.random.default_rng(0)
+    updates = {
+        f"site-{number}": {
+            name: array + rng.standard_normal(array.shape).astype(np.float32)
+            for name, array in drawn(9).items()
+        }
+        for number in range(5)
+    }
+    honest = {site: update for site, update in updates.items() if site != "site-2"}
+    flipped = honest | {"site-2": {name: -array for name, array in updates["site-2"].items()}}
+    after = aggregator(strategy="krum").aggregate(1, INITIAL, flipped)
+    mean = aggregator().aggregate(1, INITIAL, honest)
+    assert all(np.allclose(after[name], mean[name], atol=1e-6) for name in INITIAL)
+
+
 @pytest.mark.parametrize(
     ("strategy", "options"),
     [("trimmed-mean", {"beta": 0.25}), ("fedmedian", {}), ("krum", {"num_malicious_nodes": 2})],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 
 from tests.cloud.federations import LocalGrid, Site, begin, events, run, sites
 from trifold.cloud.federation.checkpoint import Checkpoint
@@ -46,6 +48,24 @@ def test_a_number_that_cannot_be_loses_the_site_that_told_it(tmp_path: Path, nam
 def test_an_update_that_is_not_bytes_loses_its_site_and_allocates_nothing(tmp_path: Path, data: Any) -> None:
     reason = lost(tmp_path, lambda answer: answer | {"data": data})[1]
     assert reason == f"its data is {type(data).__name__}, not bytes"
+
+
+def test_the_parts_of_an_answer_are_waited_for_until_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = begin(tmp_path / "run", rounds=1, deadline=5.0)
+    grid = LocalGrid(*sites(tmp_path / "sites"))
+    waited: list[float] = []
+    pull = grid.pull_messages
+
+    def noted(numbers: Iterable[str]) -> Iterable[Message]:
+        waited.append((pull_objects.__kwdefaults__ or {})["max_time"])
+        return pull(numbers)
+
+    monkeypatch.setattr(grid, "pull_messages", noted)
+    run(folder, grid)
+    assert waited
+    assert all(0 < seconds <= 5 for seconds in waited)
 
 
 def test_an_answer_that_flower_cannot_read_loses_its_site_alone(tmp_path: Path) -> None:

@@ -159,6 +159,17 @@ def test_a_batch_that_does_not_fit_is_found_out_once_and_pushes_nobody_out_again
     assert not core.backward(small, gradients(), CODEC).recomputed
 
 
+def test_on_several_threads_a_batch_has_the_same_gradients_each_time(bundle: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        rows, given = (some(CODEC, seed, sequences=40, length=256) for seed in (0, 9))
+        found = [Graph.record(shard(bundle), rows).back(given) for _ in range(3)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(np.array_equal(found[0], again) for again in found)
+
+
 def test_layer_by_layer_the_gradients_are_the_same_bits(deep: Path) -> None:
     for seed in range(3):
         products = []
@@ -195,27 +206,23 @@ def test_a_graph_in_bfloat16_is_counted_at_half_the_bytes(mixture: Path) -> None
 def test_a_core_on_a_gpu_gives_nearly_the_gradients_of_one_on_the_cpu(
     mixture: Path, dtype: torch.dtype
 ) -> None:
-    before = torch.are_deterministic_algorithms_enabled()
     core = TorchShard.load(floats(mixture, "cloud"), dtype, accelerator.find("cuda"))
-    try:
-        assert {weight.device.type for weight in (*core.parameters(), *core.buffers())} == {"cuda"}
-        found = []
-        for frozen in (FrozenCore(shard(mixture), FP32, MEMORY), FrozenCore(core, FP32, MEMORY)):
-            batch = held(codec=FP32)
-            rows = frozen.forward(batch, keep=True)
-            product = frozen.backward(batch, wire.encode(some(FP32, 9), FP32), FP32)
-            found.append([np.frombuffer(data, np.float32) for data in (rows.data, product.data)])
-        graph = Graph.record(core, some(CODEC))
-        assert {graph.inputs.device.type, graph.outputs.device.type} == {"cuda"}
-        # What the budget counts is what the GPU's memory takes, to the granularity of its allocator.
-        taken = torch.cuda.memory_allocated()
-        size = graph.size
-        del graph
-        assert size <= taken - torch.cuda.memory_allocated() < 4 * size
-        for exact, near in zip(*found, strict=True):
-            assert cosine(exact, near) > 0.99
-    finally:
-        torch.use_deterministic_algorithms(before)
+    assert {weight.device.type for weight in (*core.parameters(), *core.buffers())} == {"cuda"}
+    found = []
+    for frozen in (FrozenCore(shard(mixture), FP32, MEMORY), FrozenCore(core, FP32, MEMORY)):
+        batch = held(codec=FP32)
+        rows = frozen.forward(batch, keep=True)
+        product = frozen.backward(batch, wire.encode(some(FP32, 9), FP32), FP32)
+        found.append([np.frombuffer(data, np.float32) for data in (rows.data, product.data)])
+    graph = Graph.record(core, some(CODEC))
+    assert {graph.inputs.device.type, graph.outputs.device.type} == {"cuda"}
+    # What the budget counts is what the GPU's memory takes, to the granularity of its allocator.
+    taken = torch.cuda.memory_allocated()
+    size = graph.size
+    del graph
+    assert size <= taken - torch.cuda.memory_allocated() < 4 * size
+    for exact, near in zip(*found, strict=True):
+        assert cosine(exact, near) > 0.99
 
 
 def test_the_oldest_batch_is_given_up_first_and_the_budget_is_never_exceeded(bundle: Path) -> None:

@@ -1,34 +1,39 @@
 from __future__ import annotations
 
 import os
+import re
 import socket as sockets
 import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Client
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 
 import pytest
 
-from trifold.edge.federation.frames import ask
+from trifold.edge.federation.frames import ask, receive, send
+from trifold.edge.federation.refusal import refusal
 from trifold.edge.federation.resident import serve
-from trifold.shared.errors import ConfigError, Unavailable
+from trifold.shared.errors import ConfigError, DamagedFile, DeadlineExceeded, Unavailable
 
 ECHO = textwrap.dedent(
     """
     import sys, time
     from pathlib import Path
     from trifold.edge.federation.resident import serve
-    from trifold.shared.errors import InvalidRequest
+    from trifold.shared.errors import DamagedFile, InvalidRequest
 
     def answer(request):
         if request.get("bad") == "typed":
             raise InvalidRequest("there is no such round")
         if request.get("bad") == "bug":
             raise ValueError("text of the site")
+        if request.get("bad") == "file":
+            raise DamagedFile("/home/clinic/pending.safetensors: is not a whole proposal")
         if (flag := request.get("flag")) and not Path(flag).exists():
             Path(flag).touch()
             time.sleep(60)
@@ -75,9 +80,19 @@ def test_only_the_user_reaches_the_socket(trainer: Trainer) -> None:
 
 def test_errors_come_back_in_words_and_bugs_as_a_number(trainer: Trainer) -> None:
     assert ask(str(trainer.socket), {"bad": "typed"}, patience=5)["refusal"] == "there is no such round"
-    refusal = ask(str(trainer.socket), {"bad": "bug"}, patience=5)["refusal"]
-    assert refusal.startswith("internal error ")
-    assert "text of the site" not in refusal
+    told = ask(str(trainer.socket), {"bad": "bug"}, patience=5)["refusal"]
+    assert told.startswith("internal error ")
+    assert "text of the site" not in told
+
+
+def test_what_is_wrong_with_the_sites_own_files_is_told_without_their_paths(trainer: Trainer) -> None:
+    told = ask(str(trainer.socket), {"bad": "file"}, patience=5)["refusal"]
+    assert re.fullmatch(r"refusal [0-9a-f]{8} \(DAMAGED_FILE\): the log of the trainer has .*", told)
+
+
+def test_the_number_of_a_refusal_leads_to_what_the_site_logged(caplog: pytest.LogCaptureFixture) -> None:
+    told = refusal(DamagedFile("/home/clinic/pending.safetensors: is not whole"))["refusal"]
+    assert caplog.messages == [f"refusal {told.split()[1]}: /home/clinic/pending.safetensors: is not whole"]
 
 
 def test_peers_that_leave_or_talk_nonsense_harm_nobody(trainer: Trainer) -> None:
@@ -111,9 +126,48 @@ def test_a_trainer_killed_at_work_is_asked_again_when_it_is_back(trainer: Traine
     assert asking.communicate(timeout=40)[0] == "8\n"
 
 
-def test_a_trainer_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match=r"trainer at .*none\.sock is not there: is `trifold edge train`"):
-        ask(str(tmp_path / "none.sock"), {}, patience=0.1)
+def test_a_trainer_that_is_not_there_is_named_in_the_log_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    socket = str(tmp_path / "none.sock")
+    with pytest.raises(Unavailable, match="trainer is not there: is `trifold edge train` running") as caught:
+        ask(socket, {}, patience=0.1)
+    assert socket not in caught.value.message
+    assert caplog.messages == [f"there is no trainer at {socket}"]
+
+
+def test_a_trainer_that_a_request_ends_again_and_again_is_asked_no_more(tmp_path: Path) -> None:
+    socket, losses = str(tmp_path / "trainer.sock"), 0
+
+    def lose() -> None:
+        nonlocal losses
+        while receive(connection := listener.accept())["action"] == "train":
+            losses += 1
+            connection.close()
+        connection.close()
+
+    with Listener(socket, "AF_UNIX") as listener:
+        losing = threading.Thread(target=lose)
+        losing.start()
+        with pytest.raises(Unavailable, match="lost 3 times at this request: its log may say why"):
+            ask(socket, {"action": "train"}, patience=60)
+        with Client(socket, "AF_UNIX") as connection:
+            send(connection, {"action": "leave"})
+            losing.join()
+    assert losses == 3
+
+
+@pytest.mark.parametrize("size", [0, 10**7], ids=["small", "more than the socket holds"])
+def test_a_trainer_at_work_is_waited_for_no_longer_than_there_is_time(
+    trainer: Trainer, tmp_path: Path, size: int
+) -> None:
+    flag = tmp_path / "began"
+    with pytest.raises(DeadlineExceeded, match="trainer is not done"):
+        ask(str(trainer.socket), {"number": 1, "flag": str(flag)}, patience=60, within=0.5)
+    assert flag.exists()
+    # It still works on that one.
+    with pytest.raises(DeadlineExceeded, match="trainer is not done"):
+        ask(str(trainer.socket), {"number": 1, "data": bytes(size)}, patience=60, within=0.5)
 
 
 def test_a_socket_that_is_taken_or_too_long_is_refused(trainer: Trainer, tmp_path: Path) -> None:
@@ -121,6 +175,14 @@ def test_a_socket_that_is_taken_or_too_long_is_refused(trainer: Trainer, tmp_pat
         serve(trainer.socket, lambda record: record)
     with pytest.raises(ConfigError, match="at most 107 bytes"):
         serve(tmp_path / ("x" * 120), lambda record: record)
+
+
+def test_a_file_in_the_place_of_the_socket_is_left_alone(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("of years")
+    with pytest.raises(ConfigError, match=r"notes\.txt is no socket"):
+        serve(notes, lambda record: record)
+    assert notes.read_text() == "of years"
 
 
 def test_relaying_a_message_imports_neither_torch_nor_transformers() -> None:

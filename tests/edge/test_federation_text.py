@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from trifold.edge.federation.text import SiteText
-from trifold.shared.errors import ConfigError
+from trifold.shared.errors import ConfigError, InvalidRequest
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,15 @@ def test_files_that_are_no_text_are_left_out(tmp_path: Path, tokenizer: Tokenize
     assert len(SiteText.read(tmp_path, tokenizer).training) == 90
 
 
+def test_what_is_hidden_is_no_text(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    folder = tmp_path / ".texts"
+    for name in ("words.txt", ".draft", ".git/config", "sub/.cache/page"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("w" * 100)
+    text = SiteText.read(folder, tokenizer)
+    assert len(text.training) + len(text.heldout) == 100
+
+
 def test_an_epoch_has_every_piece_once_and_every_token_is_predicted_once() -> None:
     batches = list(islice(numbers(101).batches(5, 10, seed=1, start=0), 2))
     assert [batch.shape for batch in batches] == [(5, 11), (5, 11)]
@@ -71,9 +80,11 @@ def test_a_batch_is_the_same_wherever_one_begins() -> None:
     assert not np.array_equal(whole[0], next(text.batches(3, 10, seed=2, start=0)))
 
 
-def test_a_text_shorter_than_a_sequence_is_refused() -> None:
-    with pytest.raises(ConfigError, match="8 tokens to train on are less than a sequence of 10"):
+def test_a_text_shorter_than_a_sequence_is_refused_without_saying_how_long_it_is() -> None:
+    with pytest.raises(InvalidRequest, match=r"^the site's text to train on is shorter than a .* of 10 t"):
         next(numbers(8).batches(1, 10, seed=0, start=0))
+    with pytest.raises(InvalidRequest, match=r"held-out text is shorter than .* 10 .*local\.evaluate=0"):
+        next(numbers(8).evaluation(1, 10, 1))
 
 
 def test_evaluation_takes_the_same_held_out_batches_every_time() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from trifold.cloud.federation.pace import wait_at_most
 from trifold.shared.errors import InvalidRequest
 
 Action = Literal["query.describe", "train", "evaluate"]
@@ -28,6 +29,9 @@ _REST: Final = 3
 _MOST: Final = 1e15
 """More bytes, seconds or nats than any site can tell of."""
 
+_LATE: Final = 60.0
+"""Seconds that Flower keeps an answer beyond the deadline: one that came in time may be looked at late."""
+
 _WORDS: Final = 300
 """Characters of what a site says that are kept."""
 
@@ -38,13 +42,15 @@ class Question:
     def __init__(
         self, grid: Grid, action: Action, node: int, request: Record, *, deadline: float, group: str = ""
     ) -> None:
-        """It expires after `deadline` seconds, so that a site that is back late does not work for nothing."""
+        """It expires some time after the deadline: a site that is back late does not work for nothing."""
         self.record: Record | None = None
         self.lost = ""
         self._grid = grid
         self._deadline = deadline
         content = RecordDict({RECORD: ConfigRecord(request)})
-        message = Message(content, dst_node_id=node, message_type=action, ttl=deadline, group_id=group)
+        message = Message(
+            content, dst_node_id=node, message_type=action, ttl=deadline + _LATE, group_id=group
+        )
         self._number = next(iter(grid.push_messages([message])), None)
         self._until = time.monotonic() + deadline
         if not self._number:
@@ -62,6 +68,7 @@ class Question:
         return self.record is not None or bool(self.lost)
 
     def _look(self) -> None:
+        wait_at_most(self._until - time.monotonic())
         # One message at a time: whose answer it is does not depend on what the answer says, and Flower, which
         # hands out an answer once, loses no other when it cannot read this one.
         for reply in self._grid.pull_messages([self._number or ""]):

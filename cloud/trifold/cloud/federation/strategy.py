@@ -26,12 +26,12 @@ _CLASSES: Final[dict[StrategyName, type[flower.FedAvg]]] = {
     "trimmed-mean": flower.FedTrimmedAvg,
     "krum": flower.MultiKrum,
 }
-"""Krum picks a single site's update; Flower's MultiKrum does too unless `num_nodes_to_select` is given."""
+"""Krum is Multi-Krum: the mean of all updates but `num_malicious_nodes`, or of `num_nodes_to_select`."""
 
 _DEFAULTS: Final[dict[StrategyName, dict[str, float]]] = {
     "fedavgm": {"server_momentum": 0.9},
     "fedprox": {"proximal_mu": 0.01},
-    "krum": {"num_malicious_nodes": 1, "num_nodes_to_select": 1},
+    "krum": {"num_malicious_nodes": 1},
 }
 
 _MOMENTS: Final = ("m_t", "v_t")
@@ -88,6 +88,10 @@ class Aggregator:
             self._strategy.current_arrays = _record(factors)
         elif hasattr(self._strategy, "current_arrays"):
             self._strategy.current_arrays = dict(sorted(factors.items()))
+        if isinstance(self._strategy, flower.MultiKrum):
+            honest = len(trained) - self._strategy.num_malicious_nodes
+            chosen = self._settings.options.get("num_nodes_to_select", honest)
+            self._strategy.num_nodes_to_select = max(1, int(chosen))
         replies = [_reply(arrays) for arrays in trained.values()]
         result, _ = self._strategy.aggregate_train(number, replies)
         if result is None:

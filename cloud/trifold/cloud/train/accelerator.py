@@ -10,11 +10,7 @@ from trifold.shared.errors import ConfigError
 
 
 def find(name: str) -> torch.device:
-    """The device that is called "cpu", "cuda" or "cuda:N". Raises ConfigError when torch has none such here.
-
-    A GPU computes deterministically from then on, as far as its operations can: a batch that is computed
-    again should have the same gradients.
-    """
+    """The device that is called "cpu", "cuda" or "cuda:N". Raises ConfigError when there is none such."""
     device = torch.device(name)
     if device.type == "cpu":
         return device
@@ -26,7 +22,6 @@ def find(name: str) -> torch.device:
         raise ConfigError(f"--device {name}: this machine has cuda:0 to cuda:{count - 1}")
     # What cuBLAS wants before its first use in order to be deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
     return torch.device("cuda", index)
 
 

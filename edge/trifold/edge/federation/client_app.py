@@ -7,13 +7,15 @@ does, and the partition says which of the trainer's sites a node stands for.
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from trifold.edge.federation.frames import Record, ask
-from trifold.shared.errors import InvalidRequest, TrifoldError
+from trifold.edge.federation.refusal import refusal
+from trifold.shared.errors import InvalidRequest
 
 RECORD: Final = "trifold"
 """As in the server's messages: the one record of ours."""
@@ -43,16 +45,31 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _relay(action: str, message: Message, context: Context) -> Message:
+    try:
+        answer = _answer(action, message, context)
+    except Exception as error:
+        # Flower would tell the server all that an exception says.
+        answer = refusal(error)
+    return Message(RecordDict({RECORD: ConfigRecord(answer)}), reply_to=message)
+
+
+def _answer(action: str, message: Message, context: Context) -> Record:
     socket = str(context.node_config.get("trainer") or context.run_config.get("trainer") or "")
-    request: Record = dict(message.content.config_records[RECORD]) | {"action": action}
+    within = _remaining(message)
+    request: Record = dict(message.content.config_records[RECORD])
+    # A trainer that comes to it later does not train for nothing.
+    request |= {"action": action, "expires": time.monotonic() + within}
     if "partition-id" in context.node_config:
         request["partition"] = int(context.node_config["partition-id"])
-    try:
-        answer = ask(socket, request, patience=_PATIENCE[action])
-        _check_size(answer, request)
-    except TrifoldError as error:
-        answer = {"refusal": error.message}
-    return Message(RecordDict({RECORD: ConfigRecord(answer)}), reply_to=message)
+    answer = ask(socket, request, patience=_PATIENCE[action], within=within)
+    _check_size(answer, request)
+    return answer
+
+
+def _remaining(message: Message) -> float:
+    """Seconds until nobody waits for the answer; where the site's clock is behind, no more than it had."""
+    metadata = message.metadata
+    return min(metadata.ttl, metadata.created_at + metadata.ttl - time.time())
 
 
 def _check_size(answer: Record, request: Record) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from trifold.edge.federation.frames import Record, receive, send
+from trifold.edge.federation.refusal import refusal
 from trifold.shared.errors import ConfigError, TrifoldError
-from trifold.shared.session.status import public
 
 _LONGEST_PATH: Final = 107
 """Bytes in the address of a Unix socket on Linux."""
@@ -41,20 +41,22 @@ def serve(socket: Path, answer: Callable[[Record], Record]) -> None:
 
 
 def _serve(connection: Connection, answer: Callable[[Record], Record]) -> None:
-    """One record. A peer that has left harms nobody: a round's answer is kept, to be asked for again."""
+    """One record. A peer that has left harms nobody: a round is computed to its end all the same, and its
+    answer kept, to be asked for again.
+    """
     try:
         request = receive(connection)
         try:
             reply = answer(request)
         except Exception as error:
-            reply = {"refusal": public(error).message}
+            reply = refusal(error)
         send(connection, reply)
     except (EOFError, OSError, TrifoldError):
         return
 
 
 def _free(socket: Path) -> None:
-    """Removes what a killed trainer has left. Raises ConfigError when one is there."""
+    """Removes the socket that a killed trainer has left. Raises ConfigError when something else is there."""
     socket.parent.mkdir(parents=True, exist_ok=True)
     with sockets.socket(sockets.AF_UNIX) as probe:
         try:
@@ -62,6 +64,8 @@ def _free(socket: Path) -> None:
         except FileNotFoundError:
             return
         except OSError:
+            if not socket.is_socket():
+                raise ConfigError(f"{socket} is no socket: name one that is free") from None
             socket.unlink()
             return
     raise ConfigError(f"{socket}: another trainer listens here")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from trifold.shared.errors import ConfigError
+from trifold.shared.errors import ConfigError, InvalidRequest
 
 Tokens = NDArray[np.int64]
 
@@ -30,7 +30,7 @@ class SiteText:
     def read(cls, folder: Path, tokenizer: Tokenizer) -> Self:
         """The text files of `folder/train` and `folder/heldout`, or else all of `folder`.
 
-        Files that are not UTF-8 are left out. Raises ConfigError where there is no text.
+        Files that are hidden, or not UTF-8, are left out. Raises ConfigError where there is no text.
         """
         if (folder / "train").is_dir() and (folder / "heldout").is_dir():
             training = [_encode(text, tokenizer) for text in _texts(folder / "train")]
@@ -50,27 +50,36 @@ class SiteText:
         """Batches (sequences, length + 1) without end, from the one numbered `start` on.
 
         An epoch takes each piece of the text once, in an order drawn from the seed; batch `start` is the same
-        wherever one begins. Raises ConfigError when the text has not one sequence.
+        wherever one begins. Raises InvalidRequest when the text has not one sequence.
         """
         pieces = _pieces(self.training, length)
         if not len(pieces):
-            raise ConfigError(f"{len(self.training)} tokens to train on are less than a sequence of {length}")
+            raise InvalidRequest(f"the site's text to train on is shorter than a sequence of {length} tokens")
         at = start * sequences
         while True:
             yield np.stack([pieces[_drawn(len(pieces), seed, at + index)] for index in range(sequences)])
             at += sequences
 
     def evaluation(self, sequences: int, length: int, batches: int) -> Iterator[Tokens]:
-        """The first batches (sequences, length + 1) of the held-out text, always the same."""
+        """The first batches (sequences, length + 1) of the held-out text, always the same.
+
+        Raises InvalidRequest when the held-out text has not one sequence.
+        """
         pieces = _pieces(self.heldout, length)[: sequences * batches]
+        if not len(pieces):
+            raise InvalidRequest(
+                f"the site's held-out text is shorter than a sequence of {length} tokens: give it more, "
+                "or a run with local.evaluate=0"
+            )
         for start in range(0, len(pieces), sequences):
             yield pieces[start : start + sequences]
 
 
 def _texts(folder: Path) -> Iterator[str]:
-    """The text of all files, in the order of their paths."""
+    """The text of all files, in the order of their paths; what lies in a hidden folder (.git) is no text."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden:
             try:
                 yield path.read_text(encoding="utf-8")
             except UnicodeDecodeError:

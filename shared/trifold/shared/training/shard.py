@@ -48,8 +48,12 @@ class TorchShard(nn.Module):
     ) -> Self:
         """Make the shard of a slice, its weights in `dtype` on `device`.
 
+        From then on torch takes deterministic algorithms where it has them: on several threads, gradients of
+        experts are otherwise summed up in an order that changes from one time to the next.
+
         Raises UnsupportedModel where transformers wants other tensors than the slice holds.
         """
+        torch.use_deterministic_algorithms(True, warn_only=True)
         with torch.device("meta"):
             shard = cls._blank(floats, dtype)
         weights = Weights(floats, dtype, device)
