@@ -38,16 +38,16 @@ clean:
 $(VENV)/serve.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
-	$(PIP) --editable '.[cloud,edge,device]'
+	$(PIP) --editable '.[cloud,edge,device,gateway]'
 	touch $@
 
 # What sites and the training process need besides: torch, transformers, peft and Flower.
 # torch is asked for by its exact version, so that a machine that has a CPU build at hand takes that one.
 $(VENV)/train.done: $(VENV)/serve.done
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[cloud,federated]'
+	$(PIP) --editable '.[cloud,gateway,federated]'
 	touch $@
 
 $(VENV)/dev.done: $(VENV)/train.done
-	$(PIP) --editable '.[cloud,federated]' --group dev
+	$(PIP) --editable '.[cloud,gateway,federated]' --group dev
 	touch $@
