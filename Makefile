@@ -5,9 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo federated-demo test check bench proto clean
+.PHONY: setup setup-federated demo federated-demo test check bench proto clean
 
 setup: $(VENV)/serve.done
+
+setup-federated: $(VENV)/train.done
 
 demo: setup
 	$(BIN)/trifold demo models/trifold-nano $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ from tests.checkpoints import SMALL, generate
 from trifold.cloud.split.split import split
 from trifold.shared.bundle.manifest import Cuts
 from trifold.shared.model.checkpoint import Checkpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """In the background SIGINT is ignored, here and in whatever is started from here."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ def test_of_many_sites_it_shows_best_mean_and_worst(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "line"),
     [
-        ([], "waiting for Flower to start the run"),
+        ([], "waiting for flower-superexec to start the run"),
         ([("begin", {"process": 1})], "waiting for sites"),
         (
             [

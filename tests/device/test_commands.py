@@ -170,10 +170,13 @@ def test_an_interrupt_at_the_prompt_ends_it_at_once(device: list[str]) -> None:
     command = [*TRIFOLD, "generate", *device]
     with subprocess.Popen(command, stdin=far, stdout=far, stderr=far, start_new_session=True) as running:
         os.close(far)
-        read_until(near, b"ends it.")
-        time.sleep(0.2)
-        running.send_signal(signal.SIGINT)
-        assert running.wait(20) == errors.Cancelled.exit_code
+        try:
+            read_until(near, b"ends it.")
+            time.sleep(0.2)
+            running.send_signal(signal.SIGINT)
+            assert running.wait(20) == errors.Cancelled.exit_code
+        finally:
+            running.kill()
     os.close(near)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,13 @@ def test_a_site_takes_its_settings_from_file_and_environment(
 @pytest.mark.parametrize("certificates", [[], ["--insecure", "--root-certificates", "ca.crt"]])
 def test_a_node_has_certificates_or_is_on_loopback(certificates: list[str]) -> None:
     assert "--insecure for loopback" in refused("join", "127.0.0.1:1", "--trainer", "s.sock", *certificates)
+
+
+def test_a_port_that_is_taken_and_a_state_that_is_no_folder_are_named(bundle: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        told = ["join", "127.0.0.1:1", "--insecure", "--trainer", "s.sock", "--port", port]
+        assert f"127.0.0.1:{port} is taken" in refused(*told)
+    (tmp_path / "notes.txt").write_text("Some words. " * 50)
+    told = ["train", str(bundle), "--text", str(tmp_path), "--site", "clinic"]
+    assert "no folder can be made" in refused(*told, "--state", str(tmp_path / "notes.txt"))

@@ -93,6 +93,24 @@ def test_a_remote_core_gives_the_bits_of_a_local_one(
         assert core.traffic.rows_up < 3 * (ROWS + 40)
 
 
+def test_a_site_finds_out_whether_its_core_is_there_and_holds_its_bundle(
+    running: TrainingProcess, manifest: Manifest
+) -> None:
+    with RemoteCore(running.address, manifest) as core:
+        core.check()
+    other = manifest.model_copy(update={"serving_digest": "e" * 64})
+    with (
+        RemoteCore(running.address, other) as core,
+        pytest.raises(DigestMismatch, match=r"the site holds .* eeee"),
+    ):
+        core.check()
+    with (
+        RemoteCore("127.0.0.1:9", manifest) as core,
+        pytest.raises(Unavailable, match="is `trifold cloud"),
+    ):
+        core.check()
+
+
 def test_a_site_trains_with_a_remote_core_as_with_a_local_one(
     bundle: Path, manifest: Manifest, running: TrainingProcess
 ) -> None:

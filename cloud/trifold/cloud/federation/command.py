@@ -125,10 +125,13 @@ def _follow(folder: RunFolder, flower_run: int) -> None:
     console = Console()
     try:
         progress = _watch(folder, flower_run, console)
+    except KeyboardInterrupt:
+        console.print(f"The run goes on: see `trifold federate status {folder.path}`")
+        raise
     finally:
         _write_page(folder)
-    if not console.is_terminal:
-        console.line()
+        if not console.is_terminal:
+            console.line()
     if progress.failed:
         raise TrifoldError(f"{progress.failed} (resume with `trifold federate resume {folder.path}`)")
     console.print(f"The adapter is {folder.path / 'adapter.safetensors'}, the curves {folder.path / PAGE}")

@@ -101,7 +101,7 @@ class Progress:
         if self.asked:
             waiting = _names(sorted(set(self.asked["sites"]) - set(self.answered)))
             return Text(f"round {self.asked['round']} of {rounds}: waiting for {waiting}")
-        return Text("waiting for sites" if self.begun else "waiting for Flower to start the run")
+        return Text("waiting for sites" if self.begun else "waiting for flower-superexec to start the run")
 
 
 def _losses(row: Event, sites: list[str]) -> list[str]:

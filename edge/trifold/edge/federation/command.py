@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket as sockets
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -71,6 +73,13 @@ def train(
     edge, device = (TierFolder.open(settings.bundle, tier) for tier in ("edge", "device"))
     typer.echo(f"reading {settings.text} …", err=True)
     texts = _texts(settings, device)
+    for name, read in texts.items():
+        told = f"{len(read.training):,} tokens to train on, {len(read.heldout):,} held out"
+        typer.echo(f"{name}: {told}", err=True)
+    try:
+        settings.state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--state {settings.state}: no folder can be made: {error.strerror}") from None
 
     def core(gradients: CodecName) -> RemoteCore:
         return RemoteCore(
@@ -111,11 +120,11 @@ def join(
         raise ConfigError(
             f"{settings.superlink} is not on loopback: without TLS anyone on the way could join in"
         )
-    try:
-        from trifold.edge.federation.node import run
-    except ModuleNotFoundError as error:
-        needed = f"trifold edge join needs the package {error.name}"
-        raise ConfigError(f"{needed}: install Trifold with the extra 'federated'") from None
+    if not find_spec("flwr"):
+        raise ConfigError("trifold edge join needs Flower: install Trifold with the extra 'federated'")
+    _check_port(settings.port)
+    from trifold.edge.federation.node import run
+
     socket = settings.trainer.absolute()
     arguments = ["--superlink", settings.superlink, "--node-config", f'trainer="{socket}"']
     if settings.root_certificates:
@@ -125,6 +134,16 @@ def join(
     if settings.key:
         arguments += ["--auth-supernode-private-key", str(settings.key)]
     run(arguments, settings.port)
+
+
+def _check_port(port: int) -> None:
+    """Raises ConfigError when it is taken: Flower would say so in a traceback."""
+    with sockets.socket() as probe:
+        probe.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise ConfigError(f"127.0.0.1:{port} is taken: give this node another --port") from None
 
 
 def _texts(settings: SiteSettings, device: TierFolder) -> dict[str, SiteText]:

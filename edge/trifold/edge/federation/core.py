@@ -22,6 +22,7 @@ from trifold.shared.errors import (
     BadRows,
     Cancelled,
     DeadlineExceeded,
+    DigestMismatch,
     InvalidRequest,
     Overloaded,
     TrifoldError,
@@ -132,6 +133,10 @@ class RemoteCore:
         answer = self._run(lambda stream: self._backward(stream, sent, data))
         del self._batches[batch]
         return self._decoded(answer, sent.batch, self._gradients)
+
+    def check(self) -> None:
+        """Raises Unavailable when no training process is there now, DigestMismatch for another bundle."""
+        self._runner.run(self._check())
 
     def close(self) -> None:
         """Lets the training process forget this site; the core cannot be used again."""
@@ -261,6 +266,16 @@ class RemoteCore:
             raise from_rpc_error(error, self._name) from None
         except DecodeError:
             raise nonsense(self._name, "a description that is not one") from None
+
+    async def _check(self) -> None:
+        try:
+            theirs = (await self._describe()).serving_digest
+        except Unavailable as error:
+            hint = "is `trifold cloud train` running?"
+            raise Unavailable(f"{self._name} is not there: {hint} ({error.message})") from None
+        mine = self._opening.serving_digest
+        if theirs != mine:
+            raise DigestMismatch(f"the site holds the bundle {mine[:12]}, {self._name} has {theirs[:12]}")
 
     async def _close(self) -> None:
         if self._stream is not None:

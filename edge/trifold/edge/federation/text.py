@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,8 @@ from tokenizers import Tokenizer
 from trifold.shared.errors import ConfigError, InvalidRequest
 
 Tokens = NDArray[np.int64]
+
+log = logging.getLogger(__name__)
 
 _HELD_OUT = 0.1
 """Share of each file, its end, that is never trained on; where there is no folder of held-out text."""
@@ -83,7 +86,7 @@ def _texts(folder: Path) -> Iterator[str]:
             try:
                 yield path.read_text(encoding="utf-8")
             except UnicodeDecodeError:
-                continue
+                log.warning("%s is not UTF-8: it is left out", path)
             except OSError as error:
                 raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
 

@@ -108,6 +108,8 @@ class SiteTrainer:
 
     def _describe(self, site: str, lora: LoraSettings) -> Record:
         self._prepare(lora, self._gradients)
+        # A run that counted on this site would find out in its first round.
+        self._core.check()
         shapes = shapes_of(self._initial)
         return {
             "site": site,

@@ -146,7 +146,8 @@ def find(bundle: Path, prefix: str) -> str:
     found = {digest for store in stores(bundle) for digest in store.digests()}
     matching = [digest for digest in found if prefix and digest.startswith(prefix)]
     if len(matching) != 1:
-        what = f"{len(matching)} versions of {bundle} begin with {prefix!r}"
+        many = f"{len(matching)} versions" if matching else "no version"
+        what = f"{many} of {bundle} can be meant by {prefix!r}"
         raise InvalidRequest(f"{what}: `trifold adapter list` shows them all")
     return matching[0]
 
