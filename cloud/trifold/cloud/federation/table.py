@@ -81,10 +81,13 @@ class Progress:
             sites = []
         losses = sites or ["best", "mean", "worst"]
         table = Table(title=_TITLE, title_justify="left")
-        for heading in ("round", *losses, "MB up", "MB down", "refused", "lost", "seconds", "overhead"):
-            table.add_column(heading, justify="right", no_wrap=heading not in ("refused", "lost"))
+        # Most runs lose nobody, and a terminal has 80 columns.
+        missing = [what for what in ("refused", "lost") if any(row[what] for row in self.rounds.values())]
+        for heading in ("round", *losses, "MB up", "MB down", "seconds", "overhead", *missing):
+            table.add_column(heading, justify="right", no_wrap=heading not in missing)
         for number, row in sorted(self.rounds.items())[-_SHOWN:]:
-            table.add_row(str(number), *_losses(row, sites), *_cells(row))
+            names = [_names(row[what]) for what in missing]
+            table.add_row(str(number), *_losses(row, sites), *_cells(row), *names)
         if self.evaluation:
             table.add_row("after", *_losses(self.evaluation, sites))
         return Group(
@@ -118,8 +121,6 @@ def _cells(row: Event) -> list[str]:
     return [
         f"{_total(reports, _UP) / 1e6:.2f}",
         f"{_total(reports, _DOWN) / 1e6:.2f}",
-        _names(row["refused"]),
-        _names(row["lost"]),
         f"{row['seconds']:.1f}",
         f"{row['overhead']:.1f}",
     ]
