@@ -24,6 +24,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     section: ClassVar[str]
+    positional: ClassVar[str] = ""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -59,8 +60,8 @@ class Settings(BaseModel):
 
     @classmethod
     def spelling(cls, name: str) -> str:
-        """How a setting is given on the command line."""
-        return "--" + name.replace("_", "-")
+        """How a setting is given on the command line: by a flag, or in capitals by its place."""
+        return name.upper() if name == cls.positional else "--" + name.replace("_", "-")
 
     @classmethod
     def flag(cls, name: str) -> Any:

@@ -54,9 +54,7 @@ class TierSettings(ProcessSettings):
 class ServiceSettings(TierSettings):
     """What the two services share."""
 
-    @classmethod
-    def spelling(cls, name: str) -> str:
-        return "BUNDLE" if name == "bundle" else super().spelling(name)
+    positional = "bundle"
 
     listen: Address
     kv_memory: ByteSize = Field(
@@ -81,10 +79,7 @@ class CloudTrainSettings(ProcessSettings):
     """`trifold cloud train`."""
 
     section = "train"
-
-    @classmethod
-    def spelling(cls, name: str) -> str:
-        return "BUNDLE" if name == "bundle" else super().spelling(name)
+    positional = "bundle"
 
     listen: Address = Field("127.0.0.1:50062", description="HOST:PORT to serve on; port 0 takes a free one.")
     activation_memory: ByteSize = Field(
@@ -123,10 +118,11 @@ class SiteSettings(ProcessSettings):
     """`trifold edge train`."""
 
     section = "site"
+    positional = "bundle"
 
     @classmethod
     def spelling(cls, name: str) -> str:
-        return "BUNDLE" if name == "bundle" else "--site" if name == "name" else super().spelling(name)
+        return "--site" if name == "name" else super().spelling(name)
 
     name: str = Field("", description="Name of the site; none in a simulation.")
     text: Path = Field(description="Folder of the site's text files.")
@@ -143,10 +139,7 @@ class JoinSettings(Settings):
     """`trifold edge join`."""
 
     section = "join"
-
-    @classmethod
-    def spelling(cls, name: str) -> str:
-        return "SUPERLINK" if name == "superlink" else super().spelling(name)
+    positional = "superlink"
 
     superlink: Address = Field(description="HOST:PORT of the federation's SuperLink.")
     trainer: Path = Field(description="Unix socket of the site's trainer: trainer.sock in its --state.")
@@ -162,10 +155,7 @@ class ServeSettings(TierSettings):
     """`trifold device serve`."""
 
     section = "serve"
-
-    @classmethod
-    def spelling(cls, name: str) -> str:
-        return "BUNDLE" if name == "bundle" else super().spelling(name)
+    positional = "bundle"
 
     edge: Address = Field("127.0.0.1:50061", description="HOST:PORT of the edge.")
     listen: Address = Field("127.0.0.1:50063", description="HOST:PORT for gRPC; port 0 takes a free one.")
@@ -187,10 +177,7 @@ class AuthoritySettings(Settings):
     """`trifold certs serve`."""
 
     section = "authority"
-
-    @classmethod
-    def spelling(cls, name: str) -> str:
-        return "FOLDER" if name == "folder" else super().spelling(name)
+    positional = "folder"
 
     folder: Path = Field(description="Folder of the authority, from `trifold certs init`.")
     listen: Address = Field("127.0.0.1:50070", description="HOST:PORT where machines enrol, with a token.")
