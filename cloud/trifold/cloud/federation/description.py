@@ -14,8 +14,8 @@ from flwr.proto.node_pb2 import NodeInfo
 from trifold.cloud.federation.exchange import Record
 from trifold.shared.errors import InvalidRequest
 from trifold.shared.federation.packing import Arrays, size, unpack
+from trifold.shared.identity.name import NAME, NAME_RULE
 
-_SITE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FACTOR: Final = re.compile(r"[A-Za-z0-9_.]{1,256}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -45,8 +45,8 @@ def described(record: Record, node: NodeInfo) -> tuple[Description, Arrays]:
     """
     site = node.name or record.get("site")
     digest, packed = record.get("serving_digest"), record.get("data")
-    if not isinstance(site, str) or not _SITE.fullmatch(site):
-        raise InvalidRequest("its name is none: letters, digits, '.', '_' and '-', 64 at most")
+    if not isinstance(site, str) or not NAME.fullmatch(site):
+        raise InvalidRequest(f"its name is none: {NAME_RULE}")
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest) or not isinstance(packed, bytes):
         raise InvalidRequest("its description lacks the serving digest or the factors")
     shapes = _shapes(record.get("shapes"))

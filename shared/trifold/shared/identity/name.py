@@ -15,6 +15,10 @@ Role = Literal["client", "device", "gateway", "edge", "core", "trainer", "author
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 _WORD: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+NAME: Final = re.compile(_WORD)
+"""Of a node, a tenant or a site."""
+NAME_RULE: Final = "letters, digits, '.', '_' and '-', 64 at most"
+
 _URI: Final = re.compile(rf"trifold://(?P<tenant>{_WORD})/(?P<role>{'|'.join(ROLES)})/(?P<node>{_WORD})")
 
 
@@ -29,8 +33,8 @@ class Identity:
     def __post_init__(self) -> None:
         """Raises ConfigError for a name that no certificate can carry."""
         for word in (*self.tenants, self.node):
-            if not re.fullmatch(_WORD, word):
-                raise ConfigError(f"{word!r} is no name: letters, digits, '.', '_' and '-', 64 at most")
+            if not NAME.fullmatch(word):
+                raise ConfigError(f"{word!r} is no name: {NAME_RULE}")
         if len(self.tenants) != 1 and (self.role != "core" or not self.tenants):
             raise ConfigError(f"{self.node} must belong to one tenant: only a core may serve several")
 
