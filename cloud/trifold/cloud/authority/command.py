@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from trifold.cloud.authority.authority import Authority
 from trifold.cloud.authority.service import AuthorityServer
+from trifold.shared.cli.logs import log_service
 from trifold.shared.errors import ConfigError
 from trifold.shared.identity.name import ROLES, Identity
 from trifold.shared.settings import AuthoritySettings
@@ -97,7 +97,7 @@ def serve(
     settings = AuthoritySettings.load(
         config, folder=folder, listen=listen, listen_nodes=listen_nodes, life=life, log_level=log_level
     )
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    log_service(settings.log_level)
     asyncio.run(_serve(settings))
 
 

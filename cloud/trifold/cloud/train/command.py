@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.cli.logs import log_service
 from trifold.shared.errors import ConfigError
 from trifold.shared.session.server import serve
 from trifold.shared.settings import CloudTrainSettings
@@ -49,7 +49,7 @@ def train(
         insecure=insecure,
         log_level=log_level,
     )
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    log_service(settings.log_level)
     asyncio.run(_serve(settings))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +14,7 @@ from trifold.device.service.desk import Desk
 from trifold.device.service.generate import GenerateService
 from trifold.device.service.journals import Journals
 from trifold.device.service.keys import ApiKeys, add_key
+from trifold.shared.cli.logs import log_service
 from trifold.shared.errors import ConfigError
 from trifold.shared.session.channel import on_loopback
 from trifold.shared.settings import ServeSettings
@@ -82,7 +82,7 @@ def serve(
         grace=grace,
         log_level=log_level,
     )
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    log_service(settings.log_level)
     asyncio.run(_serve(settings))
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import socket as sockets
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from tokenizers import Tokenizer
@@ -16,7 +14,9 @@ from tokenizers import Tokenizer
 from trifold.edge.federation.resident import serve
 from trifold.edge.federation.text import SiteText
 from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.cli.logs import log_service
 from trifold.shared.errors import ConfigError
+from trifold.shared.identity.name import NAME, NAME_RULE
 from trifold.shared.session.channel import on_loopback
 from trifold.shared.settings import JoinSettings, SiteSettings
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from trifold.shared.bundle.manifest import CodecName
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings. [TRIFOLD_CONFIG]")]
-
-_SITE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def train(
@@ -60,7 +58,7 @@ def train(
         insecure=insecure,
         log_level=log_level,
     )
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    log_service(settings.log_level)
     if settings.threads:
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     # torch takes seconds to import, and the other commands of the edge do without it.
@@ -160,8 +158,8 @@ def _texts(settings: SiteSettings, device: TierFolder) -> dict[str, SiteText]:
     else:
         folders = {settings.name: folder}
     for name in folders:
-        if not _SITE.fullmatch(name):
-            raise ConfigError(f"{name!r} is no name of a site: letters, digits, '.', '_' and '-', 64 at most")
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"{name!r} is no name of a site: {NAME_RULE}")
     if not folders:
         raise ConfigError(f"{folder} has no folders: in a simulation each site has one, with its text")
     tokenizer: Tokenizer = Tokenizer.from_buffer(device.read("tokenizer.json"))

@@ -1,4 +1,4 @@
-"""What a command shows of Trifold's log: lines on stderr, like its other messages."""
+"""What is shown of the log, on stderr: by a command like its other messages, by a service with the time."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def show_log(level: str) -> None:
     logger.addHandler(handler)
     logger.setLevel(level.upper())
     logger.propagate = False
+
+
+def log_service(level: str) -> None:
+    """Shows what a service and its libraries log at `level` or above, each line with its time."""
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")

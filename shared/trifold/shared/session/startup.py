@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from time import perf_counter
 
 import typer
 
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.manifest import Manifest, Tier
+from trifold.shared.cli.logs import log_service
 from trifold.shared.errors import NotExact
 from trifold.shared.runtime.shard import Shard
 from trifold.shared.settings import ServiceSettings
@@ -19,7 +19,7 @@ def load_tier(settings: ServiceSettings, tier: Tier) -> tuple[Manifest, Shard]:
 
     Raises DamagedFile, or NotExact when the self-test fails and the settings do not allow that.
     """
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    log_service(settings.log_level)
     folder = TierFolder.open(settings.bundle, tier)
     size = sum(entry.size for entry in folder.files.values())
     _tell(f"loading the {tier} shard of {settings.bundle} ({size / 1e6:.0f} MB) and testing its numerics …")
