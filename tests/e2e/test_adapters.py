@@ -87,19 +87,22 @@ async def tokens_of(generation: Generation) -> list[int]:
 async def test_promotion_and_rollback_under_streaming_sessions_change_only_the_next_one(
     house: House,
 ) -> None:
-    async def stream(seed: int, until: str) -> list[int]:
-        """Goes slower after a while, so that the swap is noticed on the way."""
+    async def stream(seed: int, swapped: asyncio.Event) -> list[int]:
+        """Goes slower after a while and does not end before the swap, so that this is noticed on the way."""
         tokens: list[int] = []
         async for chunk in house.generation(seed):
             tokens += chunk.token_ids
-            if len(tokens) > TOKENS / 4 and house.client.adapter != until:
-                await asyncio.sleep(0.1)
             if len(tokens) == SESSIONS:
                 begun.release()
+            if len(tokens) > TOKENS / 4 and not swapped.is_set():
+                await asyncio.sleep(0.1)
+            if len(tokens) == TOKENS - 10:
+                await swapped.wait()
         return tokens
 
     async def swap(to: str) -> list[list[int]]:
-        running = [asyncio.create_task(stream(seed, to)) for seed in range(SESSIONS)]
+        swapped = asyncio.Event()
+        running = [asyncio.create_task(stream(seed, swapped)) for seed in range(SESSIONS)]
         for _ in running:
             await begun.acquire()
         if to:
@@ -108,6 +111,7 @@ async def test_promotion_and_rollback_under_streaming_sessions_change_only_the_n
             await asyncio.to_thread(rollback, house.bundle)
         await house.in_force(to)
         assert not any(task.done() for task in running)
+        swapped.set()
         assert await tokens_of(house.generation(99)) == adapted[99 if to else -99]
         return await asyncio.gather(*running)
 
