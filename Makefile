@@ -51,5 +51,5 @@ $(VENV)/train.done: $(VENV)/serve.done
 	touch $@
 
 $(VENV)/dev.done: $(VENV)/train.done
-	$(PIP) --editable '.[cloud,gateway,federated]' --group dev
+	$(PIP) --editable '.[cloud,gateway,telemetry,federated]' --group dev
 	touch $@
