@@ -233,6 +233,10 @@ def test_a_wrong_value_of_any_key_never_ends_in_another_error(
         spec_of(changed)
 
 
+def test_a_rope_that_overflows_on_the_way_is_taken_without_a_warning_where_it_ends_finite() -> None:
+    assert spec_of(LLAMA_3_1_8B, rope_theta=2.15e38)
+
+
 @pytest.mark.parametrize("content", ["", "[1]", "{", "\x00", "[" * 100_000])
 def test_a_config_that_is_no_json_object_is_refused_by_name(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)

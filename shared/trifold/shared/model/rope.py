@@ -59,14 +59,15 @@ class RopeConfig:
         """The rotation of `dim` values of a head."""
         if dim % 2:
             raise UnsupportedModel(f"{self.fields.source}: rope over an odd number of values ({dim})")
-        frequencies, scale = np.float32(1) / self._wavelengths(dim), 1.0
-        match self.kind:
-            case "linear":
-                frequencies /= np.float32(self._factor)
-            case "llama3":
-                frequencies = self._llama3(frequencies)
-            case "yarn":
-                frequencies, scale = self._yarn(dim), self._yarn_scale()
+        with np.errstate(all="ignore"):  # what overflows here shows below
+            frequencies, scale = np.float32(1) / self._wavelengths(dim), 1.0
+            match self.kind:
+                case "linear":
+                    frequencies /= np.float32(self._factor)
+                case "llama3":
+                    frequencies = self._llama3(frequencies)
+                case "yarn":
+                    frequencies, scale = self._yarn(dim), self._yarn_scale()
         if not np.isfinite(frequencies).all():
             raise DamagedFile(f"{self.fields.source}: these values give rope without finite frequencies")
         return Rope(dim=dim, kind=self.kind, inverse_frequencies=tuple(frequencies.tolist()), scale=scale)
