@@ -20,10 +20,10 @@ from trifold.shared.cli.service_process import ServiceProcess
 
 
 @asynccontextmanager
-async def over_a_slow_link(tiers: Processes, journals: Path) -> AsyncIterator[Service]:
+async def over_a_slow_link(tiers: Processes, journals: Path, *options: str) -> AsyncIterator[Service]:
     """A service that gets a token every 0.3 seconds; what blocks must be called in a thread."""
     async with Proxy(tiers.edge, delay=0.15) as proxy:
-        service = await asyncio.to_thread(Service, tiers, journals, "--edge", proxy.address)
+        service = await asyncio.to_thread(Service, tiers, journals, "--edge", proxy.address, *options)
         try:
             yield service
         finally:

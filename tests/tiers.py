@@ -46,11 +46,12 @@ async def running_core(
     *,
     listen: str = "127.0.0.1:0",
     memory: int = MEMORY,
+    streams: int = 64,
     lease: float = 30.0,
     tls: Path | None = None,
 ) -> AsyncIterator[RunningCore]:
     manifest = TierFolder.open(bundle, "cloud").manifest
-    service = CoreService(shard(bundle, "cloud"), manifest, memory=memory, lease=lease)
+    service = CoreService(shard(bundle, "cloud"), manifest, memory=memory, streams=streams, lease=lease)
     server = TierServer(service)
     await server.start(listen, tls=tls)
     try:
@@ -65,12 +66,14 @@ async def running_edge(
     core: str,
     *,
     memory: int = MEMORY,
+    streams: int = 64,
     lease: float = 30.0,
     patience: float = 20.0,
     tls: Path | None = None,
 ) -> AsyncIterator[RunningEdge]:
     versions = ShardVersions(shard(bundle, "edge"), TierFolder.open(bundle, "edge"), threads=1)
-    service = EdgeService(versions, Core(core, timeout=patience, tls=tls), memory=memory, lease=lease)
+    upstream = Core(core, timeout=patience, tls=tls)
+    service = EdgeService(versions, upstream, memory=memory, streams=streams, lease=lease)
     server = TierServer(service)
     await server.start("127.0.0.1:0", tls=tls)
     try:

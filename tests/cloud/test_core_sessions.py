@@ -16,6 +16,7 @@ from trifold.shared.errors import (
     Overloaded,
     PromptTooLong,
     StaleEpoch,
+    Unavailable,
 )
 from trifold.shared.runtime.shard import Cache
 from trifold.shared.session import table as table_module
@@ -141,6 +142,48 @@ async def test_the_number_of_sessions_is_limited_as_well(
     with pytest.raises(Overloaded, match="1 sessions hold"):
         await opened(core, peer)
     await first.close()
+
+
+async def test_so_many_sessions_run_at_a_time_and_the_next_is_told_when_to_come(bundle: Path) -> None:
+    async with running_core(bundle, streams=2) as core, Peer.at(core.address, "CoreService") as peer:
+        first, second = await opened(core, peer), await opened(core, peer)
+        with pytest.raises(Overloaded, match="all 2 sessions") as refusal:
+            await opened(core, peer)
+        assert refusal.value.retry_after
+        await first.close()
+        third = await opened(core, peer)
+        await second.close()
+        await third.close()
+
+
+async def test_who_resumes_was_admitted_before_and_is_let_in_above_the_limit(bundle: Path) -> None:
+    async with running_core(bundle, streams=1) as core, Peer.at(core.address, "CoreService") as peer:
+        first = await opened(core, peer, held=1)
+        restarted = peer.call()  # of a session that this core has never seen, or has lost
+        assert (await restarted.open(digest_of(core), epoch=2)).have == 0
+        taken_over = peer.call()
+        assert (await taken_over.open(digest_of(core), session=first.session, epoch=2)).have == 1
+        await restarted.close()
+        await taken_over.close()
+
+
+async def test_a_stream_that_nobody_uses_gives_way_and_its_session_is_resumed(bundle: Path) -> None:
+    async with (
+        running_core(bundle, streams=1, lease=0.3) as core,
+        Peer.at(core.address, "CoreService") as peer,
+    ):
+        idle = await opened(core, peer, held=1)
+        with pytest.raises(Overloaded):
+            await opened(core, peer)
+        await asyncio.sleep(0.4)
+        other = await opened(core, peer)
+        ended = await idle.end()
+        assert type(ended) is Unavailable
+        assert "idle" in ended.message
+        again = peer.call()
+        assert (await again.open(digest_of(core), session=idle.session, epoch=2)).have == 1
+        await again.close()
+        await other.close()
 
 
 def live_caches() -> int:

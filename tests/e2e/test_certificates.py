@@ -74,7 +74,7 @@ def nodes(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> dic
 @asynccontextmanager
 async def running_gateway(bundle: Path, edge: str, tls: Path) -> AsyncIterator[SiteServer]:
     async with AsyncClient(edge, bundle=bundle, threads=1, tls=tls) as client:
-        desk = Desk(client, ApiKeys(None), None, timeout=20.0, max_tokens=8)
+        desk = Desk(client, ApiKeys(None), None, streams=64, timeout=20.0, max_tokens=8)
         service = GenerateService(desk, Journals(tls / "journals"))
         address = f"{HOST}:0"
         server = SiteServer(service, gateway(desk, "test"), listen=address, http=address, tls=tls)

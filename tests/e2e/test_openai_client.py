@@ -339,6 +339,23 @@ def test_above_its_rate_a_key_is_told_when_to_come_back(tiers: Processes, tmp_pa
             complete(client, max_tokens=100)
 
 
+async def test_above_the_answers_given_at_a_time_requests_are_told_to_come_later(
+    tiers: Processes, tmp_path: Path
+) -> None:
+    def ask(service: Service) -> None:
+        with service.openai() as client:
+            with complete(client, max_tokens=900, n=2, stream=True) as stream:
+                next(stream)
+                with pytest.raises(openai.RateLimitError, match="2 of the 2 answers") as refused:
+                    complete(client)
+                assert int(refused.value.response.headers["retry-after"]) >= 1
+        with service.openai(retries=5) as patient:  # by itself comes when it was told to
+            assert complete(patient, max_tokens=1).choices
+
+    async with over_a_slow_link(tiers, tmp_path, "--streams", "2") as service:
+        await asyncio.to_thread(ask, service)
+
+
 def test_a_content_filter_ends_an_answer_before_the_word_and_refuses_it_in_a_prompt(
     tiers: Processes, client: OpenAI, tmp_path: Path
 ) -> None:

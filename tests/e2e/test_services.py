@@ -107,7 +107,7 @@ def stopped_in_a_turn_without_end(bundle: Path, grace: float, signals: int) -> N
 
     async def run() -> None:
         manifest = TierFolder.open(bundle, "cloud").manifest
-        service = CoreService(core, manifest, memory=MEMORY, lease=30.0)
+        service = CoreService(core, manifest, memory=MEMORY, streams=64, lease=30.0)
         with service.table.seat(pb.Open(session=b"never closed", epoch=1, capacity=8)) as seat:
             running = service.scheduler.run(seat, turn)
             serving = asyncio.create_task(serve(service, "127.0.0.1:0", grace=grace))

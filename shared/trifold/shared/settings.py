@@ -61,6 +61,9 @@ class ServiceSettings(TierSettings):
         ByteSize(2 * 1024**3),
         description="Most memory for the KV caches of all sessions, such as 512MiB or 8GiB.",
     )
+    streams: int = Field(
+        64, ge=1, description="Most sessions that run at a time; new ones above it are told to come later."
+    )
     lease: float = Field(30.0, gt=0, description="Seconds that a session without a stream is kept.")
     grace: float = Field(
         10.0, ge=0, description="Seconds that running sessions get to end when the service stops."
@@ -167,6 +170,9 @@ class ServeSettings(TierSettings):
     )
     tokens_per_minute: int = Field(0, ge=0, description="Most tokens of a key in a minute; 0 is no limit.")
     content_filter: Path | None = Field(None, description="TOML file of words that nobody gets or gives.")
+    streams: int = Field(
+        64, ge=1, description="Most answers given at a time; requests above it are told to come later."
+    )
     max_tokens: int = Field(1024, ge=1, description="Most tokens of an answer whose request does not say.")
     journals: Path = Field(Path("journals"), description="Folder of generations that can be resumed by id.")
     timeout: float = Field(30.0, gt=0, description="Seconds for an answer.")

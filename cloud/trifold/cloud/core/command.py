@@ -30,6 +30,7 @@ def serve(
     bundle: Annotated[Path | None, CloudSettings.flag("bundle")] = None,
     listen: Annotated[str | None, CloudSettings.flag("listen")] = None,
     kv_memory: Annotated[str | None, CloudSettings.flag("kv_memory")] = None,
+    streams: Annotated[int | None, CloudSettings.flag("streams")] = None,
     threads: Annotated[int | None, CloudSettings.flag("threads")] = None,
     inexact: Annotated[bool | None, CloudSettings.flag("inexact")] = None,
     lease: Annotated[float | None, CloudSettings.flag("lease")] = None,
@@ -47,6 +48,7 @@ def serve(
         bundle=bundle,
         listen=listen,
         kv_memory=kv_memory,
+        streams=streams,
         threads=threads,
         inexact=inexact,
         lease=lease,
@@ -59,7 +61,13 @@ def serve(
 
 
 async def _serve(settings: CloudSettings, manifest: Manifest, shard: Shard) -> None:
-    service = CoreService(shard, manifest, memory=settings.kv_memory, lease=settings.lease)
+    service = CoreService(
+        shard,
+        manifest,
+        memory=settings.kv_memory,
+        streams=settings.streams,
+        lease=settings.lease,
+    )
     await serve_tier(
         service, settings.listen, grace=settings.grace, tls=settings.tls, insecure=settings.insecure
     )

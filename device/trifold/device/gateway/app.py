@@ -91,6 +91,7 @@ async def model(name: str, here: Here, _: Known) -> dict[str, Any]:
 @router.post("/v1/chat/completions")
 async def chat(body: ChatBody, request: Request, here: Here, caller: Known) -> Response:
     here.check(body.model)
+    here.desk.find_place(body.n)
     messages = [turn.message for turn in body.messages]
     prompt = await asyncio.to_thread(here.desk.client.chat_prompt, messages)
     return await _answer(ChatReply, body, [prompt], request, here, caller)
@@ -99,6 +100,7 @@ async def chat(body: ChatBody, request: Request, here: Here, caller: Known) -> R
 @router.post("/v1/completions")
 async def completions(body: CompletionBody, request: Request, here: Here, caller: Known) -> Response:
     here.check(body.model)
+    here.desk.find_place(body.n * len(body.prompt))
     prompts = [
         await asyncio.to_thread(here.desk.client.tokenize, prompt) if isinstance(prompt, str) else prompt
         for prompt in body.prompt

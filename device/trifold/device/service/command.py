@@ -47,6 +47,7 @@ def serve(
     requests_per_minute: Annotated[int | None, ServeSettings.flag("requests_per_minute")] = None,
     tokens_per_minute: Annotated[int | None, ServeSettings.flag("tokens_per_minute")] = None,
     content_filter: Annotated[Path | None, ServeSettings.flag("content_filter")] = None,
+    streams: Annotated[int | None, ServeSettings.flag("streams")] = None,
     max_tokens: Annotated[int | None, ServeSettings.flag("max_tokens")] = None,
     journals: Annotated[Path | None, ServeSettings.flag("journals")] = None,
     timeout: Annotated[float | None, ServeSettings.flag("timeout")] = None,
@@ -72,6 +73,7 @@ def serve(
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
         content_filter=content_filter,
+        streams=streams,
         max_tokens=max_tokens,
         journals=journals,
         timeout=timeout,
@@ -112,7 +114,14 @@ async def _serve(settings: ServeSettings) -> None:
         insecure=settings.insecure,
     )
     async with client:
-        desk = Desk(client, keys, content_filter, timeout=settings.timeout, max_tokens=settings.max_tokens)
+        desk = Desk(
+            client,
+            keys,
+            content_filter,
+            streams=settings.streams,
+            timeout=settings.timeout,
+            max_tokens=settings.max_tokens,
+        )
         server = SiteServer(
             GenerateService(desk, journals),
             gateway(desk, settings.model),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -13,8 +13,9 @@ from trifold.device.client.generation import Generation
 from trifold.device.service.content import ContentFilter
 from trifold.device.service.keys import ApiKeys, Caller
 from trifold.device.service.rates import Rates
-from trifold.shared.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from trifold.shared.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 from trifold.shared.runtime.sampling import Logprobs
+from trifold.shared.session.turnover import Turnover
 
 MOST_LOGPROBS: Final = 20
 
@@ -41,20 +42,35 @@ class Desk:
         keys: ApiKeys,
         content_filter: ContentFilter | None,
         *,
+        streams: int,
         timeout: float,
         max_tokens: int,
     ) -> None:
-        """`max_tokens` is for answers whose length is left open, as far as the model's positions go."""
+        """At most `streams` answers are given at a time.
+
+        `max_tokens` is for answers whose length is left open, as far as the model's positions go.
+        """
         self.client = client
         self.keys = keys
         self._filter = content_filter
         self._rates = Rates()
+        self._streams = streams
+        self._running = 0
+        self._turnover = Turnover()
         self._timeout = timeout
         self._max_tokens = max_tokens
 
     def room(self, prompt: Sequence[int]) -> int:
         """The max_tokens of a request that does not say."""
         return max(1, min(self._max_tokens, self.client.max_positions - len(prompt)))
+
+    def find_place(self, answers: int = 1) -> None:
+        """Raises Overloaded when so many answers cannot begin now; to be asked before any work for them."""
+        if self._running and self._running + answers > self._streams:
+            raise Overloaded(
+                f"{self._running} of the {self._streams} answers that are given at a time are running",
+                retry_after=self._turnover.retry_after,
+            )
 
     def deadline(self) -> float:
         """When what is asked now must be answered, on the clock of the event loop."""
@@ -75,7 +91,7 @@ class Desk:
         """The pieces of all generations as they come, each with the number of its own, for one request.
 
         Whatever way it ends, the generations are closed. A prompt that several have counts once.
-        Raises Overloaded above a rate limit, Filtered, and what a generation does.
+        Raises Overloaded above a rate limit and when there is no place, Filtered, and what a generation does.
         """
         requests = [generation.request for generation in generations]
         prompts = {request.prompt for request in requests}
@@ -83,6 +99,7 @@ class Desk:
         async with AsyncExitStack() as running:
             for generation in generations:
                 await running.enter_async_context(generation)
+            running.enter_context(self._places(len(generations)))
             bill = running.enter_context(
                 self._rates.admitted(caller, prompt=sum(map(len, prompts)), answer=most)
             )
@@ -98,6 +115,17 @@ class Desk:
             async for index, piece in await running.enter_async_context(aclosing(merged)):
                 bill.tokens += len(piece.token_ids)
                 yield index, piece
+
+    @contextmanager
+    def _places(self, answers: int) -> Iterator[None]:
+        self.find_place(answers)
+        began = asyncio.get_running_loop().time()
+        self._running += answers
+        try:
+            yield
+            self._turnover.note(asyncio.get_running_loop().time() - began)
+        finally:
+            self._running -= answers
 
     async def _screened(self, generation: Generation) -> AsyncGenerator[Piece, None]:
         screen = self._filter.screen() if self._filter else None

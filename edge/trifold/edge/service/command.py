@@ -34,6 +34,7 @@ def serve(
     listen: Annotated[str | None, EdgeSettings.flag("listen")] = None,
     timeout: Annotated[float | None, EdgeSettings.flag("timeout")] = None,
     kv_memory: Annotated[str | None, EdgeSettings.flag("kv_memory")] = None,
+    streams: Annotated[int | None, EdgeSettings.flag("streams")] = None,
     threads: Annotated[int | None, EdgeSettings.flag("threads")] = None,
     inexact: Annotated[bool | None, EdgeSettings.flag("inexact")] = None,
     lease: Annotated[float | None, EdgeSettings.flag("lease")] = None,
@@ -53,6 +54,7 @@ def serve(
         listen=listen,
         timeout=timeout,
         kv_memory=kv_memory,
+        streams=streams,
         threads=threads,
         inexact=inexact,
         lease=lease,
@@ -70,7 +72,13 @@ def serve(
 
 async def _serve(settings: EdgeSettings, versions: ShardVersions) -> None:
     core = Core(settings.core, settings.timeout, tls=settings.tls, insecure=settings.insecure)
-    service = EdgeService(versions, core, memory=settings.kv_memory, lease=settings.lease)
+    service = EdgeService(
+        versions,
+        core,
+        memory=settings.kv_memory,
+        streams=settings.streams,
+        lease=settings.lease,
+    )
     await serve_tier(
         service, settings.listen, grace=settings.grace, tls=settings.tls, insecure=settings.insecure
     )

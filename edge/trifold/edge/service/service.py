@@ -33,8 +33,10 @@ class EdgeService(TierService):
     name = "trifold.proto.v1.EdgeService"
     takes = "tokens"
 
-    def __init__(self, versions: ShardVersions, core: Core, *, memory: int, lease: float) -> None:
-        super().__init__(versions.base, versions.folder.manifest, memory=memory, lease=lease)
+    def __init__(
+        self, versions: ShardVersions, core: Core, *, memory: int, streams: int, lease: float
+    ) -> None:
+        super().__init__(versions.base, versions.folder.manifest, memory=memory, streams=streams, lease=lease)
         self._core = core
         self._versions = versions
         self._began_with: WeakKeyDictionary[Cache, Version] = WeakKeyDictionary()

@@ -50,6 +50,7 @@ class Conversation(ABC):
         """Computes the caller's steps. Does not end before the conversation, unless by Close."""
         while (request := await self.stream.read()) is not None:
             arrived_ns = perf_counter_ns()
+            self.seat.touch()
             kind = request.WhichOneof("kind")
             if kind == "close":
                 self.seat.closed = True

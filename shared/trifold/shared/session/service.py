@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from importlib.metadata import version
+from time import time
 from typing import ClassVar, Literal
 
 from trifold.proto.v1 import session_pb2 as pb
@@ -21,11 +22,13 @@ class TierService(ABC):
     name: ClassVar[str]
     takes: ClassVar[Literal["tokens", "rows"]]
 
-    def __init__(self, shard: Shard, manifest: Manifest, *, memory: int, lease: float) -> None:
-        """Serves `shard` of the bundle of `manifest`, with `memory` bytes of KV and a lease in seconds."""
+    def __init__(self, shard: Shard, manifest: Manifest, *, memory: int, streams: int, lease: float) -> None:
+        """Serves `shard` of the bundle of `manifest`; `memory`, `streams` and `lease` as for SessionTable."""
         self.frames = Frames(manifest, self.takes)
         self.scheduler = TurnScheduler()
-        self.table: SessionTable[Cache] = SessionTable(shard, self.scheduler, memory=memory, lease=lease)
+        self.table: SessionTable[Cache] = SessionTable(
+            shard, self.scheduler, memory=memory, streams=streams, lease=lease
+        )
         self.shard = shard
         self.info = info_of(shard)
         cuts, layers = manifest.serving.cuts, manifest.serving.spec.layers
@@ -53,6 +56,7 @@ class TierService(ABC):
             kv_bytes_limit=self.table.memory,
             draining=self.table.draining,
             tiers=[self.info],
+            time_ms=round(time() * 1000),
         )
 
     async def close(self) -> None:

@@ -20,8 +20,10 @@ from trifold.shared.errors import (
     Unavailable,
 )
 from trifold.shared.session.scheduler import TurnScheduler
+from trifold.shared.session.turnover import Turnover
 
 MOST_SESSIONS: Final = 1024
+"""With and without a stream."""
 
 _RETRY_SECONDS: Final = 1.0
 
@@ -77,10 +79,16 @@ class Seat(Generic[C]):
     """
 
     def __init__(self, table: SessionTable[C], session: Session[C]) -> None:
+        loop = asyncio.get_running_loop()
         self.session = session
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.since = self.used_at = loop.time()
+        self.lost: asyncio.Future[None] = loop.create_future()
         self.closed = False
         self._table = table
+
+    def touch(self) -> None:
+        """Its stream is in use."""
+        self.used_at = asyncio.get_running_loop().time()
 
     async def cache(self) -> C:
         """The session's cache, when the engine has made it and done with whatever used it before."""
@@ -114,19 +122,31 @@ class Seat(Generic[C]):
 
 
 class SessionTable(Generic[C]):
-    """Sessions by id, within `memory` bytes of caches; one without a stream is kept for `lease` seconds."""
+    """Sessions by id, within `memory` bytes of caches; one without a stream is kept for `lease` seconds.
+
+    New ones are refused while `streams` sessions have a stream. One that is resumed was admitted before and
+    is let in again; one whose stream has not been used for `lease` seconds gives way to a new one.
+    """
 
     def __init__(
-        self, maker: CacheMaker[C], scheduler: TurnScheduler, *, memory: int, lease: float = 30.0
+        self,
+        maker: CacheMaker[C],
+        scheduler: TurnScheduler,
+        *,
+        memory: int,
+        streams: int,
+        lease: float,
     ) -> None:
         self.maker = maker
         self.scheduler = scheduler
         self.memory = memory
+        self.streams = streams
         self.lease = lease
         self.reserved = 0
         self.draining = False
         self._sessions: dict[tuple[str, bytes], Session[C]] = {}
         self._served = 0
+        self._turnover = Turnover()
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -141,6 +161,8 @@ class SessionTable(Generic[C]):
         """
         if self.draining:
             raise Unavailable("the service is shutting down", retry_after=_RETRY_SECONDS)
+        if opening.epoch <= 1:
+            self._find_place()
         session = self._sessions.get((tenant, opening.session))
         session = self._reserve(opening, tenant) if session is None else self._take_over(session, opening)
         session.seat = Seat(self, session)
@@ -153,6 +175,7 @@ class SessionTable(Generic[C]):
         if session.seat is not seat:
             return
         session.seat = None
+        self._turnover.note(asyncio.get_running_loop().time() - seat.since)
         if seat.closed:
             self._release(session)
         else:
@@ -171,6 +194,20 @@ class SessionTable(Generic[C]):
             if session.seat:
                 session.seat.evict(error)
 
+    def _find_place(self) -> None:
+        """Raises Overloaded where every stream that there may be is in use."""
+        seats = [session.seat for session in self._sessions.values() if session.seat]
+        taken = [seat for seat in seats if not seat.lost.done()]
+        if len(taken) < self.streams:
+            return
+        idlest = min(taken, key=lambda seat: seat.used_at)
+        if asyncio.get_running_loop().time() - idlest.used_at < self.lease:
+            raise Overloaded(
+                f"all {self.streams} sessions that are served at a time are running",
+                retry_after=self._turnover.retry_after,
+            )
+        idlest.evict(Unavailable("the session was idle, and its place was needed: resume it"))
+
     def _reserve(self, opening: pb.Open, tenant: str) -> Session[C]:
         size = self.maker.cache_bytes(opening.capacity)
         if size > self.memory:
@@ -182,7 +219,7 @@ class SessionTable(Generic[C]):
             raise Overloaded(
                 f"no room for {opening.capacity} positions: {len(self)} sessions hold "
                 f"{self.reserved >> 20} of {self.memory >> 20} MiB",
-                retry_after=_RETRY_SECONDS,
+                retry_after=self._turnover.retry_after,
             )
         self._served += 1
         session: Session[C] = Session(opening, tenant, size, self._served)
