@@ -47,6 +47,10 @@ class Service:
         """Of gRPC."""
         return self._process.address
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def openai(self, key: str = "none", *, retries: int = 0) -> OpenAI:
         return OpenAI(base_url=self.url, api_key=key, max_retries=retries)
 

@@ -11,6 +11,8 @@ NAMES = {
     "resume": "seconds without a token after a loss",
     "loopback": "the split over loopback against the monolith",
     "gateway": "OpenAI's client over HTTP against the SDK, 1 to 32 at once",
+    "overload": "OpenAI's API asked for up to five times what it can give",
+    "stalled": "memory of the tiers for callers that read nothing",
     "speed": "the monolith against transformers and llama.cpp",
     "federated": "federated against local-only and centralized training, three seeds",
     "uplink": "bytes, loss and time of federated rounds over 20 Mbit/s, int8 against fp32",

@@ -16,7 +16,7 @@ from typing import Any
 
 import openai
 import pytest
-from openai import DefaultHttpxClient, OpenAI
+from openai import AsyncOpenAI, DefaultHttpxClient, OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
 from tests.identities import HOST, enrolled
@@ -339,21 +339,35 @@ def test_above_its_rate_a_key_is_told_when_to_come_back(tiers: Processes, tmp_pa
             complete(client, max_tokens=100)
 
 
-async def test_above_the_answers_given_at_a_time_requests_are_told_to_come_later(
+async def test_answers_wait_for_their_place_and_who_would_wait_long_is_told_to_come_later(
     tiers: Processes, tmp_path: Path
 ) -> None:
-    def ask(service: Service) -> None:
-        with service.openai() as client:
-            with complete(client, max_tokens=900, n=2, stream=True) as stream:
-                next(stream)
-                with pytest.raises(openai.RateLimitError, match="2 of the 2 answers") as refused:
-                    complete(client)
-                assert int(refused.value.response.headers["retry-after"]) >= 1
-        with service.openai(retries=5) as patient:  # by itself comes when it was told to
-            assert complete(patient, max_tokens=1).choices
-
-    async with over_a_slow_link(tiers, tmp_path, "--streams", "2") as service:
-        await asyncio.to_thread(ask, service)
+    async with (
+        over_a_slow_link(tiers, tmp_path, "--streams", "1") as service,
+        AsyncOpenAI(base_url=service.url, api_key="none", max_retries=0) as client,
+    ):
+        asked = [
+            asyncio.create_task(
+                client.completions.create(model="trifold", prompt="x", max_tokens=900, stream=True)
+            )
+            for _ in range(20)
+        ]
+        async with asyncio.timeout(30):
+            while sum(task.done() for task in asked) < 15:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        running = [task.result() for task in asked if task.done() and not task.exception()]
+        refused = [task.exception() for task in asked if task.done() and task.exception()]
+        assert (len(running), len(refused)) == (1, 14)
+        for error in refused:
+            assert isinstance(error, openai.RateLimitError)
+            assert int(error.response.headers["retry-after"]) >= 1
+        for waiting in asked:
+            waiting.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        await running[0].close()
+        patient = client.with_options(max_retries=5)  # comes by itself when it was told to
+        answer = await patient.completions.create(model="trifold", prompt="x", max_tokens=1)
+        assert answer.choices
 
 
 def test_a_content_filter_ends_an_answer_before_the_word_and_refuses_it_in_a_prompt(

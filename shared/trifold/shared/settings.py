@@ -171,7 +171,7 @@ class ServeSettings(TierSettings):
     tokens_per_minute: int = Field(0, ge=0, description="Most tokens of a key in a minute; 0 is no limit.")
     content_filter: Path | None = Field(None, description="TOML file of words that nobody gets or gives.")
     streams: int = Field(
-        64, ge=1, description="Most answers given at a time; requests above it are told to come later."
+        16, ge=1, description="Most answers given at a time; more wait, or are told to come later."
     )
     max_tokens: int = Field(1024, ge=1, description="Most tokens of an answer whose request does not say.")
     journals: Path = Field(Path("journals"), description="Folder of generations that can be resumed by id.")

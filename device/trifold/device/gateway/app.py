@@ -57,14 +57,14 @@ def gateway(desk: Desk, model: str) -> FastAPI:
     return app
 
 
-def _served(request: Request) -> Served:
+async def _served(request: Request) -> Served:
     return cast("Served", request.app.state.served)
 
 
 Here = Annotated[Served, Depends(_served)]
 
 
-def _caller(here: Here, authorization: Annotated[str | None, Header()] = None) -> Caller:
+async def _caller(here: Here, authorization: Annotated[str | None, Header()] = None) -> Caller:
     return here.desk.keys.caller(authorization)
 
 
@@ -91,7 +91,7 @@ async def model(name: str, here: Here, _: Known) -> dict[str, Any]:
 @router.post("/v1/chat/completions")
 async def chat(body: ChatBody, request: Request, here: Here, caller: Known) -> Response:
     here.check(body.model)
-    here.desk.find_place(body.n)
+    here.desk.places.check(body.n)
     messages = [turn.message for turn in body.messages]
     prompt = await asyncio.to_thread(here.desk.client.chat_prompt, messages)
     return await _answer(ChatReply, body, [prompt], request, here, caller)
@@ -100,7 +100,7 @@ async def chat(body: ChatBody, request: Request, here: Here, caller: Known) -> R
 @router.post("/v1/completions")
 async def completions(body: CompletionBody, request: Request, here: Here, caller: Known) -> Response:
     here.check(body.model)
-    here.desk.find_place(body.n * len(body.prompt))
+    here.desk.places.check(body.n * len(body.prompt))
     prompts = [
         await asyncio.to_thread(here.desk.client.tokenize, prompt) if isinstance(prompt, str) else prompt
         for prompt in body.prompt

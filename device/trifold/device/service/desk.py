@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -12,12 +12,15 @@ from trifold.device.client.async_client import AsyncClient
 from trifold.device.client.generation import Generation
 from trifold.device.service.content import ContentFilter
 from trifold.device.service.keys import ApiKeys, Caller
+from trifold.device.service.places import Places
 from trifold.device.service.rates import Rates
-from trifold.shared.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
+from trifold.shared.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from trifold.shared.runtime.sampling import Logprobs
-from trifold.shared.session.turnover import Turnover
 
 MOST_LOGPROBS: Final = 20
+
+_WAITING: Final = 1 / 6
+"""Of the time for an answer, that it may wait for its place."""
 
 Ending = Literal["stop", "length", "content_filter"]
 
@@ -46,7 +49,7 @@ class Desk:
         timeout: float,
         max_tokens: int,
     ) -> None:
-        """At most `streams` answers are given at a time.
+        """`streams` answers are given at a time, and some wait; `places` says how many.
 
         `max_tokens` is for answers whose length is left open, as far as the model's positions go.
         """
@@ -54,23 +57,13 @@ class Desk:
         self.keys = keys
         self._filter = content_filter
         self._rates = Rates()
-        self._streams = streams
-        self._running = 0
-        self._turnover = Turnover()
+        self.places = Places(streams, timeout * _WAITING)
         self._timeout = timeout
         self._max_tokens = max_tokens
 
     def room(self, prompt: Sequence[int]) -> int:
         """The max_tokens of a request that does not say."""
         return max(1, min(self._max_tokens, self.client.max_positions - len(prompt)))
-
-    def find_place(self, answers: int = 1) -> None:
-        """Raises Overloaded when so many answers cannot begin now; to be asked before any work for them."""
-        if self._running and self._running + answers > self._streams:
-            raise Overloaded(
-                f"{self._running} of the {self._streams} answers that are given at a time are running",
-                retry_after=self._turnover.retry_after,
-            )
 
     def deadline(self) -> float:
         """When what is asked now must be answered, on the clock of the event loop."""
@@ -99,7 +92,6 @@ class Desk:
         async with AsyncExitStack() as running:
             for generation in generations:
                 await running.enter_async_context(generation)
-            running.enter_context(self._places(len(generations)))
             bill = running.enter_context(
                 self._rates.admitted(caller, prompt=sum(map(len, prompts)), answer=most)
             )
@@ -111,21 +103,11 @@ class Desk:
                     raise InvalidRequest("logprobs are not given where there is a content filter")
                 for prompt in prompts:
                     self._filter.check(self.client.detokenize(prompt))
+            await running.enter_async_context(self.places.taken(len(generations)))
             merged = _merged([self._screened(generation) for generation in generations])
             async for index, piece in await running.enter_async_context(aclosing(merged)):
                 bill.tokens += len(piece.token_ids)
                 yield index, piece
-
-    @contextmanager
-    def _places(self, answers: int) -> Iterator[None]:
-        self.find_place(answers)
-        began = asyncio.get_running_loop().time()
-        self._running += answers
-        try:
-            yield
-            self._turnover.note(asyncio.get_running_loop().time() - began)
-        finally:
-            self._running -= answers
 
     async def _screened(self, generation: Generation) -> AsyncGenerator[Piece, None]:
         screen = self._filter.screen() if self._filter else None

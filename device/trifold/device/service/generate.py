@@ -85,7 +85,7 @@ class GenerateService(GenerateServiceServicer):
             run.ended.set()
 
     async def _begin(self, request: pb.GenerateRequest, journal: Path | None) -> Generation:
-        self._desk.find_place()
+        self._desk.places.check()
         prompt = await asyncio.to_thread(self._prompt, request)
         sampling = request.sampling
         return self._desk.client.generate(

@@ -491,6 +491,7 @@ class DescribeResponse(_message.Message):
     KV_BYTES_LIMIT_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     TIERS_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
     serving_digest: _builtins.str
     adapter_digest: _builtins.str
     max_positions: _builtins.int
@@ -502,6 +503,8 @@ class DescribeResponse(_message.Message):
     """Bytes of KV reserved now, and the most that may be."""
     kv_bytes_limit: _builtins.int
     draining: _builtins.bool
+    time_ms: _builtins.int
+    """The tier's clock: milliseconds since 1970 in UTC. Whose clock is wrong has certificates that do not hold."""
     @_builtins.property
     def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierInfo]:
         """This tier and all tiers behind it."""
@@ -519,10 +522,11 @@ class DescribeResponse(_message.Message):
         kv_bytes_limit: _builtins.int = ...,
         draining: _builtins.bool = ...,
         tiers: _abc.Iterable[Global___TierInfo] | None = ...,
+        time_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "draining", b"draining", "kv_bytes", b"kv_bytes", "kv_bytes_limit", b"kv_bytes_limit", "max_positions", b"max_positions", "max_rows", b"max_rows", "serving_digest", b"serving_digest", "sessions", b"sessions", "steps_in_flight", b"steps_in_flight", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "draining", b"draining", "kv_bytes", b"kv_bytes", "kv_bytes_limit", b"kv_bytes_limit", "max_positions", b"max_positions", "max_rows", b"max_rows", "serving_digest", b"serving_digest", "sessions", b"sessions", "steps_in_flight", b"steps_in_flight", "tiers", b"tiers", "time_ms", b"time_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,16 +12,16 @@ _LONGEST: Final = 30.0
 
 
 class Turnover:
-    """A running mean of how long places are held: after about so long, every one of them has become free."""
+    """The running `mean` of how many seconds places are held: after so long, every one has become free."""
 
     def __init__(self) -> None:
-        self._mean = 1.0
+        self.mean = 1.0
 
     def note(self, seconds: float) -> None:
         """A place was held for so long."""
-        self._mean += (seconds - self._mean) * _WEIGHT
+        self.mean += (seconds - self.mean) * _WEIGHT
 
     @property
     def retry_after(self) -> float:
         """Seconds."""
-        return min(max(self._mean, _SHORTEST), _LONGEST)
+        return min(max(self.mean, _SHORTEST), _LONGEST)

@@ -1,0 +1,80 @@
+"""The places for answers: so many at a time, and a line that is only as long as is worth waiting in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from trifold.shared.errors import Overloaded
+from trifold.shared.session.turnover import Turnover
+
+
+class Places:
+    """`count` places, taken in the order of coming.
+
+    Whoever would wait for longer than `patience` seconds, going by how long places have been held of late, is
+    refused at once.
+    """
+
+    def __init__(self, count: int, patience: float) -> None:
+        self.free = count
+        self._count = count
+        self._patience = patience
+        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._turnover = Turnover()
+
+    @property
+    def running(self) -> int:
+        """Places taken."""
+        return self._count - self.free
+
+    @property
+    def waiting(self) -> int:
+        """Places that are waited for."""
+        return sum(wanted for wanted, _ in self._line)
+
+    def check(self, wanted: int = 1) -> None:
+        """Raises Overloaded, saying when to come again, where waiting for so many places is not worth it."""
+        missing = self.waiting + min(wanted, self._count) - self.free
+        if missing / self._count * self._turnover.mean > self._patience:
+            raise Overloaded(
+                f"all {self._count} answers that are given at a time are running, and {self.waiting} wait",
+                retry_after=self._turnover.retry_after,
+            )
+
+    @asynccontextmanager
+    async def taken(self, wanted: int = 1) -> AsyncIterator[None]:
+        """Waits for so many places, or all of them, and holds them. Raises Overloaded as check() does."""
+        self.check(wanted)
+        wanted = min(wanted, self._count)
+        if self._line or self.free < wanted:
+            await self._wait(wanted)
+        else:
+            self.free -= wanted
+        began = asyncio.get_running_loop().time()
+        try:
+            yield
+        finally:
+            self._turnover.note(asyncio.get_running_loop().time() - began)
+            self._give_back(wanted)
+
+    async def _wait(self, wanted: int) -> None:
+        turn = (wanted, asyncio.get_running_loop().create_future())
+        self._line.append(turn)
+        try:
+            await turn[1]
+        except asyncio.CancelledError:
+            if turn in self._line:
+                self._line.remove(turn)
+                wanted = 0
+            self._give_back(wanted)
+            raise
+
+    def _give_back(self, places: int) -> None:
+        self.free += places
+        while self._line and self._line[0][0] <= self.free:
+            wanted, turn = self._line.popleft()
+            self.free -= wanted
+            turn.set_result(None)
