@@ -17,7 +17,7 @@ from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import TrifoldError
 from trifold.shared.identity.node import Node
 from trifold.shared.runtime.codec import RowCodec, Rows
-from trifold.shared.session.channel import connect
+from trifold.shared.session.channel import CHANNEL_OPTIONS, connect
 from trifold.shared.session.ending import Ending
 from trifold.shared.session.status import from_rpc_error
 
@@ -39,6 +39,14 @@ class Peer:
     @asynccontextmanager
     async def at(cls, address: str, name: Name, tls: Path | None = None) -> AsyncIterator[Peer]:
         async with connect(address, Node(tls) if tls else None) as channel:
+            yield cls(channel, name)
+
+    @classmethod
+    @asynccontextmanager
+    async def apart(cls, address: str, name: Name) -> AsyncIterator[Peer]:
+        """As from another machine: over a connection that is shared with nobody."""
+        options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(address, options) as channel:
             yield cls(channel, name)
 
     def call(self) -> Talk:

@@ -11,7 +11,7 @@ import json
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +25,7 @@ from tests.wire import Peer
 from trifold.device import AsyncClient
 from trifold.proto.v1 import generate_pb2 as pb
 from trifold.proto.v1.generate_pb2_grpc import GenerateServiceStub
-from trifold.shared.session.channel import connect
+from trifold.shared.session.channel import CHANNEL_OPTIONS
 
 CONSUMERS: Final = 100
 CAPACITY: Final = 1000
@@ -88,13 +88,13 @@ async def _settled(pids: tuple[int, ...]) -> list[int]:
 @asynccontextmanager
 async def _devices(tiers: Processes, count: int) -> AsyncIterator[None]:
     """Devices that send as many rows as they may, ask for all of them, and take none."""
-    async with (
-        AsyncClient(tiers.edge, bundle=tiers.bundle, threads=1) as client,
-        Peer.at(tiers.edge, "EdgeService") as peer,
-    ):
+    async with AsyncClient(tiers.edge, bundle=tiers.bundle, threads=1) as client, AsyncExitStack() as stack:
         limits = await client.describe()
-        talks = [peer.call() for _ in range(count)]
-        for talk in talks:
+        talks = []
+        for _ in range(count):
+            peer = await stack.enter_async_context(Peer.apart(tiers.edge, "EdgeService"))
+            talk = peer.call()
+            talks.append(talk)
             opened = await talk.open(limits.serving_digest, capacity=CAPACITY)
             rows = min(opened.max_rows, CAPACITY // opened.steps_in_flight)
             for step in range(opened.steps_in_flight):
@@ -109,7 +109,8 @@ async def _devices(tiers: Processes, count: int) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _over_grpc(address: str, count: int) -> AsyncIterator[None]:
     asked = pb.GenerateRequest(text=held_out()[:200], max_tokens=CAPACITY // 2, logprobs=20)
-    channels = [connect(address) for _ in range(count)]
+    options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+    channels = [grpc.aio.insecure_channel(address, options) for _ in range(count)]
     calls: list[grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse]] = []
     try:
         for channel in channels:

@@ -43,7 +43,7 @@ SERVER_OPTIONS: Final[list[tuple[str, int]]] = [
     ("grpc.so_reuseport", 0),
 ]
 
-_CHANNEL_OPTIONS: Final[list[tuple[str, int]]] = [
+CHANNEL_OPTIONS: Final[list[tuple[str, int]]] = [
     *_COMMON,
     # A service that was restarted is found within a moment: its sessions wait for it on a lease.
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -82,8 +82,8 @@ class Connection:
 def connect(address: str, node: Node | None = None) -> grpc.aio.Channel:
     """A channel to the service at HOST:PORT, which need not be there yet; with TLS as `node`, or without."""
     if node is None:
-        return grpc.aio.insecure_channel(address, _CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(address, node.channel_credentials(), _CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(address, node.channel_credentials(), CHANNEL_OPTIONS)
 
 
 def way(address: str, tls: Path | str | None, *, insecure: bool = False) -> Node | None:
