@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 from typing import Final
+
+import trifold.shared.runtime.untold  # noqa: F401  # isort: skip - before onnxruntime
 
 import onnxruntime as ort
 
@@ -20,10 +23,11 @@ _NO_TILES: Final = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 _environment = Lock()
 
 
-def load(model: bytes, weights: bytes, *, threads: int) -> ort.InferenceSession:
+def load(model: bytes, weights: bytes, *, threads: int, provider: str = PROVIDER) -> ort.InferenceSession:
     """A session that runs `model` with `weights` as its weights.bin; both may be forgotten afterwards.
 
-    `threads` is how many work on an operator, 0 for one for each physical core.
+    `threads` is how many work on an operator, 0 for one for each physical core. What `provider` cannot run,
+    the CPU does: placement() tells.
 
     Raises DamagedFile when ONNX Runtime cannot make sense of the model.
     """
@@ -33,13 +37,22 @@ def load(model: bytes, weights: bytes, *, threads: int) -> ort.InferenceSession:
     options.log_severity_level = 3
     # Threads spin from one operator to the next, but not between calls: other tiers need the cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if weights:
         options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
     try:
         with _attention_without_tiles():
-            return ort.InferenceSession(model, options, providers=[PROVIDER])
+            return ort.InferenceSession(model, options, providers=list(dict.fromkeys((provider, PROVIDER))))
     except Exception as error:
         raise DamagedFile(f"model.onnx cannot be loaded by onnxruntime {ort.__version__}: {error}") from error
+
+
+def placement(session: ort.InferenceSession) -> dict[str, int]:
+    """How many of a session's nodes each execution provider runs."""
+    placed: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        placed[part.ep_name] += len(part.get_nodes())
+    return dict(placed)
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import platform
 from pathlib import Path
 from typing import Final
 
+import trifold.shared.runtime.untold  # noqa: F401  # isort: skip - before onnxruntime
+
 import onnxruntime as ort
 
 _TELLING: Final = (
@@ -17,10 +19,11 @@ _TELLING: Final = (
 
 def fingerprint(provider: str, digest: str) -> str:
     """Engine, version, provider, instruction set and digest of the self-test."""
-    return "/".join([f"onnxruntime-{ort.__version__}", provider, _instructions(), digest])
+    return "/".join([f"onnxruntime-{ort.__version__}", provider, instructions(), digest])
 
 
-def _instructions() -> str:
+def instructions() -> str:
+    """The machine, and of its CPU's flags those that ONNX Runtime chooses kernels by."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+import trifold.shared.runtime.untold  # noqa: F401  # isort: skip - before onnxruntime
+
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.manifest import Tier
 from trifold.shared.errors import InvalidRequest, OutOfSequence, TrifoldError
 from trifold.shared.model.heads import HeadLayout
-from trifold.shared.runtime.engine import PROVIDER, WEIGHTS, load
+from trifold.shared.runtime.engine import PROVIDER, WEIGHTS, load, placement
 from trifold.shared.runtime.fingerprint import fingerprint
 from trifold.shared.runtime.rotation import rotation
 from trifold.shared.runtime.selftest import prove
@@ -72,14 +74,14 @@ class Shard:
     found that rows do not depend on how they are cut into calls.
     """
 
-    def __init__(self, folder: TierFolder, *, threads: int = 0) -> None:
-        """Loads without proving; `load` does both."""
+    def __init__(self, folder: TierFolder, *, threads: int = 0, provider: str = PROVIDER) -> None:
+        """Loads without proving; `load` does both. What `provider` cannot run, the CPU does."""
         serving = folder.manifest.serving
         self.tier: Tier = folder.tier
         self.spec = serving.spec
         self.hidden = self.spec.hidden
         self.vocab = self.spec.vocab
-        self.provider = PROVIDER
+        self.provider = provider
         self.exact = False
         self.fingerprint = ""
         layers = [self.spec.layers[index] for index in serving.cuts.layers(self.tier, len(self.spec.layers))]
@@ -88,7 +90,7 @@ class Shard:
         wide = any(HeadLayout.of(layer.attention).size > WIDE_HEAD for layer in layers)
         self._fewest_positions = WIDE_POSITIONS if wide else 0
         model, weights = folder.read(MODEL), folder.read(WEIGHTS)
-        self._session = load(model, weights, threads=threads)
+        self._session = load(model, weights, threads=threads, provider=provider)
         self._caches = {
             value.name: (value.shape[1], value.shape[3])
             for value in self._session.get_inputs()
@@ -107,6 +109,11 @@ class Shard:
         shard.exact = result.exact
         shard.fingerprint = fingerprint(shard.provider, result.digest)
         return shard
+
+    @property
+    def placement(self) -> dict[str, int]:
+        """How many nodes of the graph each execution provider runs."""
+        return placement(self._session)
 
     def cache_bytes(self, capacity: int) -> int:
         """Memory of a cache for so many positions."""
