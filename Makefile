@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup setup-federated demo federated-demo test check bench proto clean
+.PHONY: setup setup-federated demo federated-demo test test-arm64 test-deploy check bench proto wheel locks clean
 
 setup: $(VENV)/serve.done
 
@@ -21,6 +21,14 @@ federated-demo: $(VENV)/train.done
 test: $(VENV)/dev.done
 	$(BIN)/pytest $(ARGS)
 
+# Tiers for arm64, emulated; the qemu and the Python for it are brought into build/arm64 from Debian.
+test-arm64: $(VENV)/dev.done
+	$(BIN)/python -m tests.arm64 $(ARGS)
+
+# docs/deploy.md from its first word to its last, with real installs from the package index; tells how long it took.
+test-deploy: $(VENV)/dev.done
+	TRIFOLD_TEST_INSTALL=1 $(BIN)/pytest tests/e2e/test_deploy_page.py -s $(ARGS)
+
 check: $(VENV)/dev.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,6 +40,22 @@ bench: $(VENV)/dev.done
 
 proto: $(VENV)/dev.done
 	$(BIN)/python proto/generate.py
+
+# One wheel for every platform, in dist/.
+wheel:
+	rm -f dist/trifold-*.whl
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+# What deploy/locks holds, from pyproject.toml and constraints.txt: for x86-64 and arm64, Python 3.11 to 3.13.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command 'make locks' --constraint constraints.txt
+locks: $(VENV)/dev.done
+	$(COMPILE) --upgrade --extra edge --output-file deploy/locks/edge.txt pyproject.toml
+	$(COMPILE) --upgrade --extra device --output-file deploy/locks/device.txt pyproject.toml
+	$(COMPILE) --upgrade --extra device --extra gateway --output-file deploy/locks/gateway.txt pyproject.toml
+	$(COMPILE) --upgrade --extra cloud --output-file deploy/locks/cloud.txt pyproject.toml
+	echo uv | $(COMPILE) --upgrade --output-file deploy/locks/uv.txt -
 
 clean:
 	rm -rf $(VENV) build dist

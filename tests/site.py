@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -36,8 +37,12 @@ class Service:
     `url` is that of OpenAI's API.
     """
 
-    def __init__(self, tiers: Processes, journals: Path, *options: str) -> None:
+    def __init__(
+        self, tiers: Processes, journals: Path, *options: str, interpreter: Sequence[str] = (sys.executable,)
+    ) -> None:
+        """`options` are further arguments, `interpreter` is that of ServiceProcess."""
         self.tiers = tiers
+        self._interpreter = interpreter
         self._options = ["--edge", tiers.edge, "--journals", str(journals), *options]
         self.url = ""
         self._process = self._start("127.0.0.1:0", "127.0.0.1:0")
@@ -50,6 +55,11 @@ class Service:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """What it printed on stderr so far."""
+        return self._process.log()
 
     def openai(self, key: str = "none", *, retries: int = 0) -> OpenAI:
         return OpenAI(base_url=self.url, api_key=key, max_retries=retries)
@@ -85,7 +95,9 @@ class Service:
 
     def _start(self, listen: str, http: str) -> ServiceProcess:
         command = ["device", "serve", str(self.tiers.bundle), *self._options]
-        process = ServiceProcess([*command, "--listen", listen, "--http", http])
+        process = ServiceProcess(
+            [*command, "--listen", listen, "--http", http], interpreter=self._interpreter
+        )
         match = re.search(r"https?://\S+/v1", process.log())
         assert match
         self.url = match[0]

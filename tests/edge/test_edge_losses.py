@@ -124,8 +124,8 @@ async def test_a_link_that_passes_nothing_is_noticed_by_an_idle_session(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quicker = {"grpc.keepalive_time_ms": 1000, "grpc.http2.ping_timeout_ms": 500}
-    options = [(name, quicker.get(name, value)) for name, value in channel_module._CHANNEL_OPTIONS]
-    monkeypatch.setattr(channel_module, "_CHANNEL_OPTIONS", options)
+    options = [(name, quicker.get(name, value)) for name, value in channel_module.CHANNEL_OPTIONS]
+    monkeypatch.setattr(channel_module, "CHANNEL_OPTIONS", options)
     async with House.up(bundle) as house:
         talk = await house.opened(held=10)
         house.link.stall()

@@ -4,14 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from trifold.shared.cli.reference import errors, filled, settings
+from trifold.shared.cli.reference import errors, filled, metrics, settings
 from trifold.shared.errors import ERRORS
 from trifold.shared.settings import SETTINGS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize(("page", "table"), [("configuration.md", settings()), ("sdk.md", errors())])
+@pytest.mark.parametrize(
+    ("page", "table"),
+    [("configuration.md", settings()), ("sdk.md", errors()), ("observability.md", metrics())],
+)
 def test_a_committed_table_is_current(page: str, table: str) -> None:
     committed = (DOCS / page).read_text(encoding="utf-8")
     assert table in committed, f"run `python -m trifold.shared.cli.reference docs/{page}`"

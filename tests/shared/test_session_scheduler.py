@@ -151,3 +151,17 @@ async def test_a_stopped_scheduler_drops_what_waits() -> None:
     await running
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_a_failure_that_nobody_waits_for_any_more_is_no_complaint(scheduler: TurnScheduler) -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+
+    def fail() -> None:
+        raise ValueError("a step behind one that was wrong")
+
+    future = scheduler.run("a", fail)
+    await asyncio.wait([future])
+    del future
+    gc.collect()
+    assert not complaints

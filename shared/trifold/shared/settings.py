@@ -24,13 +24,21 @@ def _torch_device(value: str) -> str:
     return value
 
 
+def _collector(value: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s]+:\d{1,5}/?", value):
+        raise ValueError("it must be http://HOST:PORT or https://HOST:PORT")
+    return value
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
 Address = Annotated[str, AfterValidator(_address)]
 TorchDevice = Annotated[str, BeforeValidator(_lower), AfterValidator(_torch_device)]
+Collector = Annotated[str, AfterValidator(_collector)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
+LogFormat = Annotated[Literal["console", "json"], BeforeValidator(_lower)]
 
 
 class ProcessSettings(Settings):
@@ -49,9 +57,26 @@ class TierSettings(ProcessSettings):
     """What every tier has."""
 
     inexact: bool = Field(False, description="Run even where the numerics self-test fails.")
+    traces: Collector | None = Field(
+        None, description="URL of an OpenTelemetry collector (OTLP over gRPC) that gets traces of requests."
+    )
 
 
-class ServiceSettings(TierSettings):
+class LoggedSettings(Settings):
+    """What every service has."""
+
+    log_format: LogFormat = Field("console", description="Form of the log: console, or json a line.")
+
+
+class WatchedSettings(LoggedSettings):
+    """What every service of the model has."""
+
+    metrics: Address | None = Field(
+        None, description="HOST:PORT that shows metrics to Prometheus, over plain HTTP to whoever asks."
+    )
+
+
+class ServiceSettings(WatchedSettings, TierSettings):
     """What the two services share."""
 
     positional = "bundle"
@@ -78,7 +103,7 @@ class CloudSettings(ServiceSettings):
     listen: Address = Field("127.0.0.1:50060", description="HOST:PORT to serve on; port 0 takes a free one.")
 
 
-class CloudTrainSettings(ProcessSettings):
+class CloudTrainSettings(WatchedSettings, ProcessSettings):
     """`trifold cloud train`."""
 
     section = "train"
@@ -117,7 +142,7 @@ class DeviceSettings(TierSettings):
     timeout: float = Field(30.0, gt=0, description="Seconds to wait for an answer of the edge.")
 
 
-class SiteSettings(ProcessSettings):
+class SiteSettings(LoggedSettings, ProcessSettings):
     """`trifold edge train`."""
 
     section = "site"
@@ -154,7 +179,7 @@ class JoinSettings(Settings):
     insecure: bool = Field(False, description="Without TLS: on loopback only.")
 
 
-class ServeSettings(TierSettings):
+class ServeSettings(WatchedSettings, TierSettings):
     """`trifold device serve`."""
 
     section = "serve"
@@ -179,7 +204,7 @@ class ServeSettings(TierSettings):
     grace: float = Field(10.0, ge=0, description="Seconds that answers get to end when the service stops.")
 
 
-class AuthoritySettings(Settings):
+class AuthoritySettings(LoggedSettings):
     """`trifold certs serve`."""
 
     section = "authority"

@@ -15,6 +15,7 @@ from trifold.cloud.authority.service import AuthorityServer
 from trifold.shared.cli.logs import log_service
 from trifold.shared.errors import ConfigError
 from trifold.shared.identity.name import ROLES, Identity
+from trifold.shared.session.watchdog import watched
 from trifold.shared.settings import AuthoritySettings
 
 certs = typer.Typer(no_args_is_help=True)
@@ -89,15 +90,22 @@ def serve(
     listen_nodes: Annotated[str | None, AuthoritySettings.flag("listen_nodes")] = None,
     life: Annotated[float | None, AuthoritySettings.flag("life")] = None,
     log_level: Annotated[str | None, AuthoritySettings.flag("log_level")] = None,
+    log_format: Annotated[str | None, AuthoritySettings.flag("log_format")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML file of settings. [TRIFOLD_CONFIG]")
     ] = None,
 ) -> None:
     """Enrol nodes and renew their certificates, until SIGTERM."""
     settings = AuthoritySettings.load(
-        config, folder=folder, listen=listen, listen_nodes=listen_nodes, life=life, log_level=log_level
+        config,
+        folder=folder,
+        listen=listen,
+        listen_nodes=listen_nodes,
+        life=life,
+        log_level=log_level,
+        log_format=log_format,
     )
-    log_service(settings.log_level)
+    log_service(settings.log_level, settings.log_format)
     asyncio.run(_serve(settings))
 
 
@@ -109,6 +117,7 @@ async def _serve(settings: AuthoritySettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     await server.start()
     where = f"{server.enrolment}, for nodes on {server.renewal}"
-    print(f"trifold authority ready on {where}, fingerprint {authority.fingerprint}", flush=True)
-    await stopping.wait()
-    await server.stop()
+    async with watched():
+        print(f"trifold authority ready on {where}, fingerprint {authority.fingerprint}", flush=True)
+        await stopping.wait()
+        await server.stop()

@@ -21,6 +21,7 @@ from trifold.proto.v1.identity_pb2_grpc import (
 from trifold.shared.errors import ConfigError
 from trifold.shared.identity.gate import certificate_of
 from trifold.shared.session.channel import SERVER_OPTIONS
+from trifold.shared.session.decoding import Decoding
 from trifold.shared.session.door import Door
 from trifold.shared.session.status import abort, public
 
@@ -75,7 +76,7 @@ class AuthorityServer:
         # Whoever has no certificate yet knows this one by its fingerprint.
         pair = authority.enrolment_key, authority.enrolment
         self._credentials = grpc.ssl_server_credentials([pair])
-        self._enrolling = grpc.aio.server(options=SERVER_OPTIONS)
+        self._enrolling = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[Decoding()])
         self._door = Door(renewal, authority.node, every_tenant=True)
         assert self._door.node
         self._node = self._door.node

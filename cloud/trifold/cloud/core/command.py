@@ -38,6 +38,9 @@ def serve(
     tls: Annotated[Path | None, CloudSettings.flag("tls")] = None,
     insecure: Annotated[bool | None, CloudSettings.flag("insecure")] = None,
     log_level: Annotated[str | None, CloudSettings.flag("log_level")] = None,
+    log_format: Annotated[str | None, CloudSettings.flag("log_format")] = None,
+    metrics: Annotated[str | None, CloudSettings.flag("metrics")] = None,
+    traces: Annotated[str | None, CloudSettings.flag("traces")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML file of settings. [TRIFOLD_CONFIG]")
     ] = None,
@@ -56,6 +59,9 @@ def serve(
         tls=tls,
         insecure=insecure,
         log_level=log_level,
+        log_format=log_format,
+        metrics=metrics,
+        traces=traces,
     )
     asyncio.run(_serve(settings, *load_tier(settings, "cloud")))
 
@@ -69,5 +75,10 @@ async def _serve(settings: CloudSettings, manifest: Manifest, shard: Shard) -> N
         lease=settings.lease,
     )
     await serve_tier(
-        service, settings.listen, grace=settings.grace, tls=settings.tls, insecure=settings.insecure
+        service,
+        settings.listen,
+        grace=settings.grace,
+        tls=settings.tls,
+        insecure=settings.insecure,
+        metrics=settings.metrics,
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from time import perf_counter_ns
-
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.runtime.shard import Cache
 from trifold.shared.session.conversation import Conversation
@@ -13,13 +11,16 @@ from trifold.shared.session.service import TierService
 from trifold.shared.session.stream import Stream
 from trifold.shared.session.table import Seat
 from trifold.shared.session.window import Passage
+from trifold.shared.telemetry import metrics
 
 
 class CoreService(TierService):
     """Runs the cloud's shard for many edges and sessions."""
 
     name = "trifold.proto.v1.CoreService"
+    link = "edge-cloud"
     takes = "rows"
+    counted = metrics.CORE
 
     async def converse(self, stream: Stream, opening: pb.Open, seat: Seat[Cache]) -> None:
         cache = await seat.cache()
@@ -60,13 +61,7 @@ class CoreConversation(Conversation):
     def _result(self, passage: Passage, turn: Turn[bytes | None]) -> pb.Result:
         header = passage.header
         first = self._core.first_wanted(header)
-        hop = pb.Hop(
-            tier=self._core.info.tier,
-            provider=self._core.info.provider,
-            queue_ns=turn.queue_ns,
-            compute_ns=turn.compute_ns,
-            total_ns=perf_counter_ns() - passage.arrived_ns,
-        )
+        hop = self.hop(passage, turn, self._core.info)
         header.codec = self._codec.wire
         header.rows = 0 if turn.value is None else header.base_pos + header.rows - first
         header.base_pos = first

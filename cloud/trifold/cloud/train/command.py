@@ -30,6 +30,8 @@ def train(
     tls: Annotated[Path | None, CloudTrainSettings.flag("tls")] = None,
     insecure: Annotated[bool | None, CloudTrainSettings.flag("insecure")] = None,
     log_level: Annotated[str | None, CloudTrainSettings.flag("log_level")] = None,
+    log_format: Annotated[str | None, CloudTrainSettings.flag("log_format")] = None,
+    metrics: Annotated[str | None, CloudTrainSettings.flag("metrics")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML file of settings. [TRIFOLD_CONFIG]")
     ] = None,
@@ -48,8 +50,10 @@ def train(
         tls=tls,
         insecure=insecure,
         log_level=log_level,
+        log_format=log_format,
+        metrics=metrics,
     )
-    log_service(settings.log_level)
+    log_service(settings.log_level, settings.log_format)
     asyncio.run(_serve(settings))
 
 
@@ -86,4 +90,5 @@ async def _serve(settings: CloudTrainSettings) -> None:
         role="training",
         tls=settings.tls,
         insecure=settings.insecure,
+        metrics=settings.metrics,
     )

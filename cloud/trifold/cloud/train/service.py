@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import torch
+from prometheus_client.core import Metric
 
 from trifold.cloud.train import accelerator
 from trifold.cloud.train.activations import Held
@@ -22,16 +23,21 @@ from trifold.shared.runtime.codec import RowCodec
 from trifold.shared.session.pieces import joined, pieces
 from trifold.shared.session.scheduler import Turn, TurnScheduler
 from trifold.shared.session.stream import MessageStream, until_first
+from trifold.shared.telemetry import metrics
 from trifold.shared.training.shard import TorchShard
 
 TrainStream = MessageStream[pb.TrainRequest, pb.TrainResponse]
 Upward = Literal["rows_up", "gradients_up"]
+
+_BATCHES: Final = metrics.Turns("batch")
 
 
 class TrainService:
     """Trains many sites with one core, in turns of a batch each."""
 
     name: ClassVar = pb.DESCRIPTOR.services_by_name["TrainService"].full_name
+    link: ClassVar = "site-cloud"
+    counted: ClassVar = metrics.TRAINING
 
     def __init__(
         self, shard: TorchShard, manifest: Manifest, *, memory: int, row_memory: int, lease: float
@@ -80,6 +86,16 @@ class TrainService:
             draining=self.table.draining,
             tier=self.info,
         )
+
+    def readings(self) -> Iterator[Metric]:
+        """What its metrics are now, besides those that it counts; any thread may ask."""
+        activations = self.core.activations
+        yield metrics.TRAIN_SITES.of(len(self.table))
+        yield metrics.TRAIN_BATCHES.of(self.table.batches)
+        yield metrics.TRAIN_ACTIVATIONS.of(activations.size)
+        yield metrics.TRAIN_ACTIVATIONS_LIMIT.of(activations.limit)
+        yield metrics.TRAIN_RECOMPUTED.of(self.core.recomputed)
+        yield from metrics.build(self.info, self.digest)
 
     async def close(self) -> None:
         """Stops the engine after the batch that it is at."""
@@ -171,8 +187,10 @@ class TrainConversation:
     def _count(self, counter: Upward, message: pb.TrainRequest) -> None:
         setattr(self._traffic, counter, getattr(self._traffic, counter) + message.ByteSize())
 
-    def _turn(self, work: Callable[[], Product]) -> Awaitable[Turn[Product]]:
-        return self._service.scheduler.run(self._seat, work)
+    async def _turn(self, work: Callable[[], Product]) -> Turn[Product]:
+        turn = await self._service.scheduler.run(self._seat, work)
+        _BATCHES.observe(turn.queue_ns, turn.compute_ns)
+        return turn
 
     async def _answer(self, computed: pb.Computed, turn: Turn[Product]) -> int:
         """Sends what a turn gave; returns the bytes of its messages."""

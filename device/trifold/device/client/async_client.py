@@ -23,6 +23,7 @@ from trifold.device.client.journal import Journal, Request
 from trifold.device.client.link import Link
 from trifold.device.client.tail import Tail
 from trifold.device.client.text import Transcript
+from trifold.device.client.timing import Timing
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.proto.v1.session_pb2_grpc import EdgeServiceStub
 from trifold.shared.bundle.folder import TierFolder
@@ -33,7 +34,9 @@ from trifold.shared.runtime.sampling import Sampling
 from trifold.shared.runtime.shard import Shard
 from trifold.shared.runtime.versions import ShardVersions
 from trifold.shared.session.channel import Connection, way
+from trifold.shared.session.service import info_of
 from trifold.shared.session.status import from_rpc_error
+from trifold.shared.telemetry import traces
 
 if TYPE_CHECKING:
     from trifold.proto.v1.session_pb2_grpc import EdgeServiceAsyncStub
@@ -102,6 +105,11 @@ class AsyncClient:
     def adapter(self) -> str:
         """The digest of the adapter version that new generations use; empty for the bundle's own weights."""
         return self._versions.current.digest
+
+    @property
+    def info(self) -> pb.TierInfo:
+        """The device itself, as it runs for new generations."""
+        return info_of(self._versions.current.shard)
 
     def generate(
         self,
@@ -236,20 +244,21 @@ class AsyncClient:
         return tuple(ids)
 
     def _generation(self, journal: Journal, shard: Shard) -> Generation:
-        device = pb.TierInfo(
-            tier="device", fingerprint=shard.fingerprint, provider=shard.provider, exact=shard.exact
-        )
+        span = traces.begin("generate")
         link = Link(
             lambda **options: self._stub().Session(**options),
             self._edge,
             journal,
-            device,
+            info_of(shard),
             every_row=shard.attends,
             chunk=self._chunk,
             timeout=self._timeout,
+            span=span,
         )
         tail = Tail(shard, self._codec, journal, self._engine)
-        generation = Generation(journal, tail, link, Transcript(self._tokenizer, journal.request))
+        transcript = Transcript(self._tokenizer, journal.request)
+        timing = Timing(span, transcript, len(journal.request.prompt))
+        generation = Generation(journal, tail, link, transcript, timing)
         self._running.add(generation)
         return generation
 

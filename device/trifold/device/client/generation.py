@@ -12,6 +12,7 @@ from trifold.device.client.journal import Journal, Request
 from trifold.device.client.link import Link
 from trifold.device.client.tail import Decision, Tail
 from trifold.device.client.text import FinishReason, Transcript
+from trifold.device.client.timing import Timing
 from trifold.device.client.trace import Trace, Work, trace
 from trifold.shared.errors import Cancelled
 from trifold.shared.runtime.sampling import Logprobs
@@ -41,11 +42,13 @@ class Generation:
     the tiers are told to free what they hold for it.
     """
 
-    def __init__(self, journal: Journal, tail: Tail, link: Link, transcript: Transcript) -> None:
+    def __init__(
+        self, journal: Journal, tail: Tail, link: Link, transcript: Transcript, timing: Timing
+    ) -> None:
         self._journal = journal
         self._link = link
         self._awaited = False
-        self._chunks = _generate(journal, tail, link, transcript)
+        self._chunks = _generate(journal, tail, link, transcript, timing)
 
     @property
     def request(self) -> Request:
@@ -83,25 +86,29 @@ class Generation:
 
 
 async def _generate(
-    journal: Journal, tail: Tail, link: Link, transcript: Transcript
+    journal: Journal, tail: Tail, link: Link, transcript: Transcript, timing: Timing
 ) -> AsyncGenerator[Chunk, None]:
     try:
-        async with link:
-            chunk = _replay(journal, transcript)
-            if chunk.token_ids and not chunk.finish_reason:
-                yield chunk
-            while not transcript.finish_reason:
-                decision, works = await _next_token(tail, link)
-                text = transcript.push(decision.token)
-                if not transcript.finish_reason:
-                    link.send_ahead()
-                    await asyncio.sleep(0)  # it leaves now: the tiers work while the caller has this token
-                how = trace(decision.position, decision.row_digest, works, exact=link.exact)
-                chunk = Chunk(
-                    text, (decision.token,), transcript.finish_reason, how, logprobs=decision.logprobs
-                )
-                if not chunk.finish_reason:
+        with timing:
+            async with link:
+                chunk = _replay(journal, transcript)
+                if chunk.token_ids and not chunk.finish_reason:
                     yield chunk
+                while not transcript.finish_reason:
+                    decision, works = await _next_token(tail, link)
+                    text = transcript.push(decision.token)
+                    if not transcript.finish_reason:
+                        link.send_ahead()
+                        await asyncio.sleep(
+                            0
+                        )  # it leaves now: the tiers work while the caller has this token
+                    how = trace(decision.position, decision.row_digest, works, exact=link.exact)
+                    timing.token(how, works)
+                    chunk = Chunk(
+                        text, (decision.token,), transcript.finish_reason, how, logprobs=decision.logprobs
+                    )
+                    if not chunk.finish_reason:
+                        yield chunk
     except Cancelled:
         chunk = Chunk(transcript.finish("cancelled"), finish_reason="cancelled")
     finally:

@@ -15,6 +15,8 @@ from trifold.device.client.journal import Journal
 from trifold.device.client.stream import Delivery, Stream
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import Cancelled, DeadlineExceeded, Overloaded, TrifoldError, Unavailable
+from trifold.shared.telemetry.metrics import RESUMES
+from trifold.shared.telemetry.traces import Span
 
 _PASSES: Final = (Unavailable, Overloaded)
 """What waiting may help against: a lost tier or connection, and a tier that was lost and is full now."""
@@ -42,10 +44,12 @@ class Link:
         every_row: bool,
         chunk: int,
         timeout: float,
+        span: Span,
     ) -> None:
         """`call` begins a call of EdgeService.Session; a step has at most `chunk` tokens.
 
-        `every_row` says that this device gets all rows, not only those whose logits are needed.
+        `every_row` says that this device gets all rows, not only those whose logits are needed. Calls are
+        traced below `span`.
         """
         self._tiers: list[pb.TierInfo] = [device]
         self._call = call
@@ -55,6 +59,7 @@ class Link:
         self._every_row = every_row
         self._chunk = chunk
         self._timeout = timeout
+        self._span = span
         self._stream: Stream | None = None
         self._opened = journal.epoch > 0
         self._reached = 0
@@ -124,7 +129,8 @@ class Link:
             ),
         )
         hint = "" if self._opened else " (is `trifold edge serve` running there?)"
-        call = Call(self._call(wait_for_ready=self._opened), f"the edge at {self._edge}{hint}")
+        begun = self._call(wait_for_ready=self._opened, metadata=self._span.metadata)
+        call = Call(begun, f"the edge at {self._edge}{hint}")
         self._stream = Stream(call, opening, every_row=self._every_row, chunk=self._chunk)
         opened = await self._stream.open(needed)
         self._opened = True
@@ -137,6 +143,8 @@ class Link:
         if delivery.end > self._reached:
             self._reached = delivery.end
             if self._loss:
+                RESUMES.labels(self._loss.reason).inc()
+                self._span.event("resumed", self._loss.reason)
                 log.info("resumed after %.1f s", asyncio.get_running_loop().time() - self._lost_at)
                 self._loss = None
 

@@ -14,6 +14,7 @@ from trifold.device.commands import options
 from trifold.shared.cli.logs import show_log
 from trifold.shared.errors import TrifoldError
 from trifold.shared.settings import DeviceSettings
+from trifold.shared.telemetry import traces as tracing
 
 HELP = "/reset begins a new conversation, /quit (or Ctrl-D) leaves, Ctrl-C ends an answer."
 
@@ -34,6 +35,7 @@ def chat(
     tls: options.Tls = None,
     insecure: options.Insecure = None,
     log_level: options.LogLevel = None,
+    traces: options.Traces = None,
     config: options.Config = None,
 ) -> None:
     """Talk with a model that has a chat template."""
@@ -47,8 +49,10 @@ def chat(
         tls=tls,
         insecure=insecure,
         log_level=log_level,
+        traces=traces,
     )
     show_log(settings.log_level)
+    tracing.export(settings.traces, "device", insecure=settings.insecure)
     client = Client(
         settings.edge,
         bundle=settings.bundle,
@@ -70,8 +74,11 @@ def chat(
             stop=stop or (),
         )
 
-    with client:
-        _talk(answer, [Message(role="system", content=system)] if system else [])
+    try:
+        with client:
+            _talk(answer, [Message(role="system", content=system)] if system else [])
+    finally:
+        tracing.flush()
 
 
 def _talk(answer: Callable[[list[Message]], Generation], beginning: list[Message]) -> None:

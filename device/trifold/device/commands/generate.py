@@ -18,6 +18,7 @@ from trifold.device.commands.output import Output
 from trifold.shared.cli.logs import show_log
 from trifold.shared.errors import Cancelled, InvalidRequest
 from trifold.shared.settings import DeviceSettings
+from trifold.shared.telemetry import traces as tracing
 
 FIXED = ("prompt", "journal", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 """Parameters that a journal has settled."""
@@ -48,6 +49,7 @@ def generate(
     tls: options.Tls = None,
     insecure: options.Insecure = None,
     log_level: options.LogLevel = None,
+    traces: options.Traces = None,
     config: options.Config = None,
 ) -> None:
     """Continue a text with the device's part of the model here and the rest behind an edge."""
@@ -63,8 +65,10 @@ def generate(
         tls=tls,
         insecure=insecure,
         log_level=log_level,
+        traces=traces,
     )
     show_log(settings.log_level)
+    tracing.export(settings.traces, "device", insecure=settings.insecure)
     # Before there is an event loop: Ctrl-C then ends the wait for a terminal at once.
     text = "" if resume else _text(prompt)
 
@@ -82,7 +86,10 @@ def generate(
             journal=journal,
         )
 
-    asyncio.run(_run(settings, begin, Output(as_json=as_json, trace=trace)))
+    try:
+        asyncio.run(_run(settings, begin, Output(as_json=as_json, trace=trace)))
+    finally:
+        tracing.flush()
 
 
 async def _run(settings: DeviceSettings, begin: Callable[[AsyncClient], Generation], output: Output) -> None:

@@ -17,6 +17,7 @@ Inexact = Annotated[bool | None, DeviceSettings.flag("inexact")]
 Tls = Annotated[Path | None, DeviceSettings.flag("tls")]
 Insecure = Annotated[bool | None, DeviceSettings.flag("insecure")]
 LogLevel = Annotated[str | None, DeviceSettings.flag("log_level")]
+Traces = Annotated[str | None, DeviceSettings.flag("traces")]
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings. [TRIFOLD_CONFIG]")]
 
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Most tokens to generate.")]

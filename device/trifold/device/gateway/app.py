@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from trifold.device.gateway.bodies import ChatBody, CompletionBody
 from trifold.device.gateway.events import EventStream, unless_gone
 from trifold.device.gateway.limit import BodyLimit
+from trifold.device.gateway.numbered import Numbered
 from trifold.device.gateway.problems import ModelNotFound, answer_errors
 from trifold.device.gateway.replies import ChatReply, CompletionReply, Reply
 from trifold.device.service.desk import Desk, Piece
@@ -52,6 +53,7 @@ def gateway(desk: Desk, model: str) -> FastAPI:
     app = FastAPI(title="Trifold", docs_url=None, redoc_url=None)
     app.state.served = Served(desk, model, int(time.time()))
     app.add_middleware(BodyLimit)
+    app.add_middleware(Numbered)
     app.include_router(router)
     answer_errors(app)
     return app

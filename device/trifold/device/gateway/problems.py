@@ -20,6 +20,7 @@ from trifold.shared.errors import (
     Unauthenticated,
 )
 from trifold.shared.session.status import public
+from trifold.shared.telemetry.metrics import REFUSALS
 
 _CODES: dict[type[TrifoldError], str] = {
     Unauthenticated: "invalid_api_key",
@@ -39,7 +40,8 @@ class ModelNotFound(TrifoldError):
 
 
 def problem(error: TrifoldError) -> dict[str, Any]:
-    """The error object of an error."""
+    """The error object of an error, which is counted."""
+    REFUSALS.labels(error.reason).inc()
     return _object(
         error.message, error.http_status, code=_CODES.get(type(error), error.reason.lower()), param=None
     )
@@ -65,6 +67,7 @@ async def _trifold_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
+    REFUSALS.labels(InvalidRequest.reason).inc()
     first = error.errors()[0]
     param = ".".join(str(part) for part in first["loc"][1:]) or None
     message = first["msg"].removeprefix("Value error, ")

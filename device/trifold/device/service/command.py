@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,11 @@ from trifold.device.service.keys import ApiKeys, add_key
 from trifold.shared.cli.logs import log_service
 from trifold.shared.errors import ConfigError
 from trifold.shared.session.channel import on_loopback
+from trifold.shared.session.watchdog import watched
 from trifold.shared.settings import ServeSettings
+from trifold.shared.telemetry import traces as tracing
+from trifold.shared.telemetry.exposition import metrics_shown
+from trifold.shared.telemetry.metrics import DEVICE
 
 device = typer.Typer(no_args_is_help=True)
 
@@ -57,6 +62,9 @@ def serve(
     inexact: Annotated[bool | None, ServeSettings.flag("inexact")] = None,
     grace: Annotated[float | None, ServeSettings.flag("grace")] = None,
     log_level: Annotated[str | None, ServeSettings.flag("log_level")] = None,
+    log_format: Annotated[str | None, ServeSettings.flag("log_format")] = None,
+    metrics: Annotated[str | None, ServeSettings.flag("metrics")] = None,
+    traces: Annotated[str | None, ServeSettings.flag("traces")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML file of settings. [TRIFOLD_CONFIG]")
     ] = None,
@@ -83,8 +91,12 @@ def serve(
         inexact=inexact,
         grace=grace,
         log_level=log_level,
+        log_format=log_format,
+        metrics=metrics,
+        traces=traces,
     )
-    log_service(settings.log_level)
+    log_service(settings.log_level, settings.log_format)
+    tracing.export(settings.traces, "device", insecure=settings.insecure)
     asyncio.run(_serve(settings))
 
 
@@ -132,5 +144,9 @@ async def _serve(settings: ServeSettings) -> None:
         )
         await server.start()
         typer.echo(f"OpenAI's API is at {server.url}/v1", err=True)
-        print(f"trifold device ready on {server.address} with bundle {client.digest[:12]}", flush=True)
-        await until_signal(server, settings.grace)
+        ready = f"trifold device ready on {server.address} with bundle {client.digest[:12]}"
+        with metrics_shown(settings.metrics, DEVICE, lambda: chain(desk.readings(), server.readings())):
+            async with watched():
+                print(ready, flush=True)
+                await until_signal(server, settings.grace)
+    tracing.flush()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
+
+from prometheus_client.core import Metric
 
 from trifold.device.client.async_client import AsyncClient
 from trifold.device.client.generation import Generation
@@ -16,6 +18,7 @@ from trifold.device.service.places import Places
 from trifold.device.service.rates import Rates
 from trifold.shared.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from trifold.shared.runtime.sampling import Logprobs
+from trifold.shared.telemetry import metrics
 
 MOST_LOGPROBS: Final = 20
 
@@ -64,6 +67,13 @@ class Desk:
     def room(self, prompt: Sequence[int]) -> int:
         """The max_tokens of a request that does not say."""
         return max(1, min(self._max_tokens, self.client.max_positions - len(prompt)))
+
+    def readings(self) -> Iterator[Metric]:
+        """What the metrics of the site are now, besides those that are counted; any thread may ask."""
+        yield metrics.RUNNING.of(self.places.running)
+        yield metrics.WAITING.of(self.places.waiting)
+        yield metrics.LIMIT.of(self.places.running + self.places.free)
+        yield from metrics.build(self.client.info, self.client.digest, self.client.adapter)
 
     def deadline(self) -> float:
         """When what is asked now must be answered, on the clock of the event loop."""

@@ -22,6 +22,7 @@ from trifold.shared.identity.gate import certificate_of
 from trifold.shared.identity.name import Identity
 from trifold.shared.session.status import abort, public
 from trifold.shared.session.stream import until_first
+from trifold.shared.telemetry.request import begin_request
 
 _ENDINGS: Final = {
     None: pb.FINISH_REASON_UNSPECIFIED,
@@ -43,6 +44,7 @@ class GenerateService(GenerateServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:  # type: ignore[override]  # noqa: N802
         """Writes to the context instead of yielding, so that a client that stops reading does not hold it."""
+        begin_request()
         try:
             async with self._desk.within(self._desk.deadline()):
                 await self._generate(request, context)

@@ -18,6 +18,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio as health
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
+from prometheus_client.core import Metric
 
 from trifold.device.service.generate import GenerateService
 from trifold.proto.v1 import generate_pb2 as pb
@@ -91,6 +92,10 @@ class SiteServer:
         for task in keeping:
             task.cancel()
         await serving
+
+    def readings(self) -> Iterator[Metric]:
+        """Until when its certificate holds, if it has one."""
+        return self._door.readings()
 
     async def _announce(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", _NAME):

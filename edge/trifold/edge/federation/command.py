@@ -40,6 +40,7 @@ def train(
     tls: Annotated[Path | None, SiteSettings.flag("tls")] = None,
     insecure: Annotated[bool | None, SiteSettings.flag("insecure")] = None,
     log_level: Annotated[str | None, SiteSettings.flag("log_level")] = None,
+    log_format: Annotated[str | None, SiteSettings.flag("log_format")] = None,
     config: Config = None,
 ) -> None:
     """Hold a site's shards and text ready, and train when a federated run asks, until the process ends."""
@@ -57,8 +58,9 @@ def train(
         tls=tls,
         insecure=insecure,
         log_level=log_level,
+        log_format=log_format,
     )
-    log_service(settings.log_level)
+    log_service(settings.log_level, settings.log_format)
     if settings.threads:
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     # torch takes seconds to import, and the other commands of the edge do without it.

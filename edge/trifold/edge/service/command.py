@@ -42,6 +42,9 @@ def serve(
     tls: Annotated[Path | None, EdgeSettings.flag("tls")] = None,
     insecure: Annotated[bool | None, EdgeSettings.flag("insecure")] = None,
     log_level: Annotated[str | None, EdgeSettings.flag("log_level")] = None,
+    log_format: Annotated[str | None, EdgeSettings.flag("log_format")] = None,
+    metrics: Annotated[str | None, EdgeSettings.flag("metrics")] = None,
+    traces: Annotated[str | None, EdgeSettings.flag("traces")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML file of settings. [TRIFOLD_CONFIG]")
     ] = None,
@@ -62,6 +65,9 @@ def serve(
         tls=tls,
         insecure=insecure,
         log_level=log_level,
+        log_format=log_format,
+        metrics=metrics,
+        traces=traces,
     )
     _, shard = load_tier(settings, "edge")
     folder = TierFolder.open(settings.bundle, "edge")
@@ -80,5 +86,10 @@ async def _serve(settings: EdgeSettings, versions: ShardVersions) -> None:
         lease=settings.lease,
     )
     await serve_tier(
-        service, settings.listen, grace=settings.grace, tls=settings.tls, insecure=settings.insecure
+        service,
+        settings.listen,
+        grace=settings.grace,
+        tls=settings.tls,
+        insecure=settings.insecure,
+        metrics=settings.metrics,
     )

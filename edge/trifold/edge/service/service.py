@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from time import perf_counter_ns
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,11 +14,13 @@ from trifold.shared.runtime.shard import Cache, Shard
 from trifold.shared.runtime.versions import ShardVersions, Version
 from trifold.shared.session.conversation import Conversation
 from trifold.shared.session.frames import Steps
-from trifold.shared.session.scheduler import Turn
 from trifold.shared.session.service import TierService, info_of
 from trifold.shared.session.stream import Stream, until_first
 from trifold.shared.session.table import Seat
 from trifold.shared.session.window import Lane, Passage
+from trifold.shared.telemetry import metrics
+
+_ROUND_TRIP = metrics.ROUND_TRIP.labels("edge-cloud")
 
 
 class EdgeService(TierService):
@@ -31,7 +32,9 @@ class EdgeService(TierService):
     """
 
     name = "trifold.proto.v1.EdgeService"
+    link = "device-edge"
     takes = "tokens"
+    counted = metrics.EDGE
 
     def __init__(
         self, versions: ShardVersions, core: Core, *, memory: int, streams: int, lease: float
@@ -46,8 +49,12 @@ class EdgeService(TierService):
         own, behind = await super().describe(), await self._core.describe()
         own.tiers.extend(behind.tiers)
         own.max_rows = min(own.max_rows, behind.max_rows)
-        own.adapter_digest = self._versions.current.digest
+        own.adapter_digest = self.adapter
         return own
+
+    @property
+    def adapter(self) -> str:
+        return self._versions.current.digest
 
     async def close(self) -> None:
         self._following.cancel()
@@ -70,7 +77,7 @@ class EdgeService(TierService):
             capacity=opening.capacity,
             steps_in_flight=steps.in_flight,
         )
-        async with self._core.open(towards_core) as core:
+        async with self._core.open(towards_core, stream.span) as core:
             opened = pb.Opened(
                 have=min(cache.have, core.opened.have),
                 steps_in_flight=min(steps.in_flight, core.opened.steps_in_flight),
@@ -139,20 +146,18 @@ class EdgeConversation(Conversation):
             response, bytes_down = await self._core.receive()
             self._check(response.result, passage.header)
             response.result.header.seq = passage.header.seq
-            response.result.hops.append(self._hop(passage, turn, bytes_down))
+            hop = self.hop(passage, turn, self._edge.info)
+            hop.bytes_up, hop.bytes_down = passage.bytes_up, bytes_down
+            if passage.header.rows == 1:
+                self._note_round_trip(hop, response.result)
+            response.result.hops.append(hop)
         self.window.answered()
         await self.stream.write(response)
 
-    def _hop(self, passage: Passage, turn: Turn[bytes | None], bytes_down: int) -> pb.Hop:
-        return pb.Hop(
-            tier=self._edge.info.tier,
-            provider=self._edge.info.provider,
-            queue_ns=turn.queue_ns,
-            compute_ns=turn.compute_ns,
-            total_ns=perf_counter_ns() - passage.arrived_ns,
-            bytes_up=passage.bytes_up,
-            bytes_down=bytes_down,
-        )
+    def _note_round_trip(self, hop: pb.Hop, result: pb.Result) -> None:
+        """What of the time of a step neither this tier nor the core accounts for."""
+        core_ns = sum(hop.total_ns for hop in result.hops)
+        _ROUND_TRIP.observe(max(0, hop.total_ns - hop.queue_ns - hop.compute_ns - core_ns) / 1e9)
 
     def _check(self, result: pb.Result, asked: pb.Header) -> None:
         """Raises TrifoldError unless the core answers what it was asked."""

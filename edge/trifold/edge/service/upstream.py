@@ -17,6 +17,8 @@ from trifold.shared.errors import DeadlineExceeded, TrifoldError, Unavailable
 from trifold.shared.session.channel import Connection, way
 from trifold.shared.session.ending import Ending, nonsense
 from trifold.shared.session.status import from_rpc_error
+from trifold.shared.telemetry.metrics import traffic
+from trifold.shared.telemetry.traces import Span
 
 _CORE: Final = "/trifold.proto.v1.CoreService"
 
@@ -46,14 +48,14 @@ class Core:
         self._connection = Connection(address, way(address, tls, insecure=insecure))
 
     @asynccontextmanager
-    async def open(self, opening: pb.Open) -> AsyncIterator[CoreStream]:
-        """A stream that the core has answered with Opened; leaving it ends the stream.
+    async def open(self, opening: pb.Open, span: Span) -> AsyncIterator[CoreStream]:
+        """A stream that the core has answered with Opened, traced below `span`; leaving it ends the stream.
 
         Raises what the core answered, or Unavailable when it is not there.
         """
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
         method = self._connection.channel.stream_stream(f"{_CORE}/Session")
-        call: Call = method(wait_for_ready=True)
+        call: Call = method(wait_for_ready=True, metadata=span.metadata)
         stream = CoreStream(self, call)
         try:
             await stream.open(opening)
@@ -95,6 +97,7 @@ class CoreStream:
         self._received = 0
         self._progress = 0.0
         self._writing = asyncio.Lock()
+        self._traffic = traffic("edge-cloud")
 
     async def open(self, opening: pb.Open) -> None:
         try:
@@ -156,6 +159,7 @@ class CoreStream:
 
     async def _write(self, request: pb.SessionRequest) -> int:
         data = request.SerializeToString()
+        self._traffic.up(len(data))
         # Close may come while a step is still on its way out, and gRPC takes one message at a time.
         async with self._writing:
             # Why a call takes no more is what reading it tells.
@@ -168,6 +172,7 @@ class CoreStream:
             data = await anext(self._responses)
         except (grpc.aio.AioRpcError, StopAsyncIteration):
             raise await self._ending.error() from None
+        self._traffic.down(len(data))
         try:
             return pb.SessionResponse.FromString(data), len(data)
         except DecodeError:

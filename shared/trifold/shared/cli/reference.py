@@ -12,6 +12,7 @@ from typing import Final
 
 from trifold.shared.errors import ERRORS
 from trifold.shared.settings import SETTINGS
+from trifold.shared.telemetry.metrics import described
 
 
 def settings() -> str:
@@ -49,7 +50,18 @@ def errors() -> str:
     )
 
 
-TABLES: Final[dict[str, Callable[[], str]]] = {"settings": settings, "errors": errors}
+def metrics() -> str:
+    """Every metric, in Markdown."""
+    return _table(
+        ("Metric", "Kind", "Labels", "Meaning"),
+        (
+            (f"`{each.name}`", each.kind, ", ".join(f"`{label}`" for label in each.labels), each.text)
+            for each in described()
+        ),
+    )
+
+
+TABLES: Final[dict[str, Callable[[], str]]] = {"settings": settings, "errors": errors, "metrics": metrics}
 
 
 def filled(page: str) -> str:

@@ -21,14 +21,22 @@ class ServiceProcess:
     """`trifold ARGUMENTS` in a process, from its ready line on.
 
     `address` is where it listens: with `--listen 127.0.0.1:0` the port is the one it was given.
+    `interpreter` is the command that runs Python; another one than this process's own has its own Trifold.
     Raises Unavailable with the last lines it printed when it ends, or is not ready within `timeout` seconds.
     """
 
-    def __init__(self, arguments: Sequence[str], *, timeout: float = 60.0, cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        timeout: float = 60.0,
+        cwd: Path | None = None,
+        interpreter: Sequence[str] = (sys.executable,),
+    ) -> None:
         self._arguments = list(arguments)
         self._errors: IO[str] = tempfile.TemporaryFile("w+", prefix="trifold-", suffix=".log")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "trifold.shared.cli.main", *self._arguments],
+            [*interpreter, "-m", "trifold.shared.cli.main", *self._arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -59,7 +59,7 @@ class Gate(grpc.aio.ServerInterceptor):
         kind = "_".join("stream" if streaming else "unary" for streaming in kinds)
         behaviour: Behaviour = getattr(handler, kind)
         if handler.response_streaming:
-            behaviour = _writing(behaviour)
+            behaviour = writing(behaviour)
 
         async def guarded(request: Any, context: Context) -> Any:
             try:
@@ -126,7 +126,7 @@ def _parsed(pem: bytes) -> x509.Certificate:
     return x509.load_pem_x509_certificate(pem)
 
 
-def _writing(behaviour: Behaviour) -> Behaviour:
+def writing(behaviour: Behaviour) -> Behaviour:
     """A handler that writes its answers, where the one given may be a generator of them."""
     if not inspect.isasyncgenfunction(behaviour):
         return behaviour

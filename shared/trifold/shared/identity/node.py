@@ -78,6 +78,11 @@ class Node:
         return self._papers.identity
 
     @property
+    def authority(self) -> x509.Certificate:
+        """The one that this node trusts."""
+        return self._authority
+
+    @property
     def authority_address(self) -> str:
         """HOST:PORT of the authority that renews the certificate; empty for none. Raises ConfigError."""
         if not (self._folder / ADDRESS).exists():

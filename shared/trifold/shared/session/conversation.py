@@ -6,15 +6,20 @@ import asyncio
 from abc import ABC, abstractmethod
 from functools import partial
 from time import perf_counter_ns
+from typing import Final
 
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import InvalidRequest
 from trifold.shared.runtime.shard import Cache
 from trifold.shared.session.frames import Steps
-from trifold.shared.session.scheduler import TurnScheduler
+from trifold.shared.session.scheduler import Turn, TurnScheduler
 from trifold.shared.session.stream import Stream, until_first
 from trifold.shared.session.table import Seat
 from trifold.shared.session.window import Lane, Passage, Window
+from trifold.shared.telemetry import metrics
+
+_PROMPT: Final = metrics.Steps("prompt")
+_TOKEN: Final = metrics.Steps("token")
 
 
 class Conversation(ABC):
@@ -66,6 +71,31 @@ class Conversation(ABC):
         self.computed.finish()
         # The caller has said all: whoever answers the last step ends the conversation.
         await asyncio.get_running_loop().create_future()
+
+    def hop(self, passage: Passage, turn: Turn[bytes | None], info: pb.TierInfo) -> pb.Hop:
+        """What this tier, `info`, tells of a step that it is about to answer, also in metrics and trace."""
+        answered_ns = perf_counter_ns()
+        total_ns = answered_ns - passage.arrived_ns
+        rows = passage.header.rows
+        if turn.value is not None:
+            steps = _TOKEN if rows == 1 else _PROMPT
+            steps.observe(turn.queue_ns, turn.compute_ns)
+            steps.note(rows, total_ns)
+            self.stream.span.step(
+                steps.kind,
+                passage.arrived_ns,
+                answered_ns,
+                positions=rows,
+                queue_ns=turn.queue_ns,
+                compute_ns=turn.compute_ns,
+            )
+        return pb.Hop(
+            tier=info.tier,
+            provider=info.provider,
+            queue_ns=turn.queue_ns,
+            compute_ns=turn.compute_ns,
+            total_ns=total_ns,
+        )
 
     def _compute(self, step: pb.Step) -> bytes | None:
         """None for a step that has become stale while it waited."""

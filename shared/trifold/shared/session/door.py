@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Never
 
 import grpc.aio
+from prometheus_client.core import Metric
 
 from trifold.shared.errors import ConfigError
 from trifold.shared.identity.gate import Gate
 from trifold.shared.identity.keeper import Keeper
 from trifold.shared.session.channel import SERVER_OPTIONS, way
+from trifold.shared.session.decoding import Decoding
+from trifold.shared.telemetry.metrics import CERTIFICATE_EXPIRY
 
 
 class Door:
@@ -33,7 +37,7 @@ class Door:
             tenants = None if every_tenant else frozenset(self.node.identity.tenants)
             gates = [Gate(self.node.revoked, tenants)]
             self._keeper = Keeper(self.node, revoked=True, looked=gates[0].sweep)
-        self.server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=gates)
+        self.server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[*gates, Decoding()])
 
     async def open(self) -> str:
         """Serves from now on; the HOST:PORT that it has got. Raises ConfigError where that is impossible."""
@@ -48,6 +52,11 @@ class Door:
         if self.node:
             self._keeping = asyncio.create_task(self._keeper.run())
         return f"{self._listen.rpartition(':')[0]}:{port}"
+
+    def readings(self) -> Iterator[Metric]:
+        """Until when its certificate holds, if it has one."""
+        if self.node:
+            yield CERTIFICATE_EXPIRY.of(self.node.papers.certificate.not_valid_after_utc.timestamp())
 
     async def close(self, grace: float) -> None:
         if self._keeping:

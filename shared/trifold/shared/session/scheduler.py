@@ -59,6 +59,11 @@ class TurnScheduler:
         job.settle(self._compute(job))
         return job.future
 
+    @property
+    def waiting(self) -> int:
+        """Keys whose work waits; any thread may ask."""
+        return len(self._lines)
+
     def forget(self, key: Hashable) -> None:
         """Drops what waits in the line of `key`; what is running ends unheard."""
         with self._changed:
@@ -132,3 +137,5 @@ class _Job:
             self.future.set_result(outcome)
         else:
             self.future.set_exception(outcome)
+            # Retrieved here: who waited may have left, with an earlier failure, and that is no complaint.
+            self.future.exception()

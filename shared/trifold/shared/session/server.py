@@ -8,7 +8,7 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, Never, Protocol, TypeVar
 
@@ -20,6 +20,8 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio as health
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import InvalidRequest, TrifoldError, Unavailable
@@ -27,6 +29,10 @@ from trifold.shared.identity.gate import tenant_of
 from trifold.shared.session.door import Door
 from trifold.shared.session.status import abort, public
 from trifold.shared.session.stream import MessageStream, until_first
+from trifold.shared.session.watchdog import watched
+from trifold.shared.telemetry import traces
+from trifold.shared.telemetry.exposition import metrics_shown
+from trifold.shared.telemetry.request import begin_request
 
 _FAREWELL: Final = 0.5
 """Seconds that the last statuses get to leave."""
@@ -61,6 +67,16 @@ class Service(Protocol):
         ...
 
     @property
+    def link(self) -> str:
+        """What its calls come over."""
+        ...
+
+    @property
+    def counted(self) -> Collection[Collector]:
+        """The metrics that it counts."""
+        ...
+
+    @property
     def info(self) -> pb.TierInfo: ...
 
     @property
@@ -76,6 +92,10 @@ class Service(Protocol):
         ...
 
     def describe(self) -> Awaitable[Message]: ...
+
+    def readings(self) -> Iterable[Metric]:
+        """What its metrics are now, besides those that it counts; any thread may ask."""
+        ...
 
     async def close(self) -> None: ...
 
@@ -99,6 +119,12 @@ class TierServer:
         self._serve_at(self._door.server)
         self.address = await self._door.open()
         await self._announce(health_pb2.HealthCheckResponse.SERVING)
+
+    def readings(self) -> Iterator[Metric]:
+        """Those of the service, and of its certificate."""
+        yield from self._service.readings()
+        if self._door:
+            yield from self._door.readings()
 
     async def drain(self, grace: float) -> None:
         """Admits no more sessions, and gives those that run `grace` seconds to end."""
@@ -136,9 +162,17 @@ class TierServer:
         async def handle(_: AsyncIterator[bytes], context: Context) -> None:
             # Ahead of everything that may be cut short, so that an error's status never sends them again.
             await context.send_initial_metadata(())
-            await _answer(context, self._service.session(MessageStream(context, request, tenant_of(context))))
+            begin_request()
+            await _answer(context, self._session(context, request))
 
         return handle
+
+    async def _session(self, context: Context, request: type[Message]) -> None:
+        with traces.span("session", context.invocation_metadata() or ()) as span:
+            stream = MessageStream[Any, Any](
+                context, request, tenant=tenant_of(context), link=self._service.link, span=span
+            )
+            await self._service.session(stream)
 
     def _description(self, request: type[Message]) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def handle(data: bytes, context: Context) -> bytes:
@@ -160,12 +194,14 @@ async def serve(
     role: str | None = None,
     tls: Path | None = None,
     insecure: bool = False,
+    metrics: str | None = None,
 ) -> Never:
     """Serves until SIGTERM or SIGINT, then drains for `grace` seconds; a second signal stops at once.
 
     Either way the process ends then, with exit code 0, even where the engine is in the middle of a long turn.
     Prints one line on stdout when it serves: `trifold ROLE ready on HOST:PORT …`; its tier is the role of a
-    service that has no other. `tls` and `insecure` as for TierServer.start(). Raises ConfigError.
+    service that has no other. `tls` and `insecure` as for TierServer.start(); `metrics` is the HOST:PORT
+    where those are shown, if anywhere. Raises ConfigError.
     """
     server = TierServer(service)
     signals: asyncio.Queue[None] = asyncio.Queue()
@@ -176,10 +212,13 @@ async def serve(
     gc.collect()
     gc.freeze()
     role = role or service.info.tier
-    print(f"trifold {role} ready on {server.address} with bundle {service.digest[:12]}", flush=True)
-    await signals.get()
-    await until_first(server.drain(grace), signals.get())
-    await server.stop()
+    with metrics_shown(metrics, service.counted, server.readings):
+        async with watched():
+            print(f"trifold {role} ready on {server.address} with bundle {service.digest[:12]}", flush=True)
+            await signals.get()
+            await until_first(server.drain(grace), signals.get())
+            await server.stop()
+    traces.flush()
     # Not by way of the interpreter's end: a thread that is in an engine's code then would abort the process.
     os._exit(0)
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
 from importlib.metadata import version
 from time import time
 from typing import ClassVar, Literal
+
+import structlog
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.bundle.manifest import Manifest
@@ -14,13 +19,16 @@ from trifold.shared.session.frames import MOST_STEPS_IN_FLIGHT, Frames
 from trifold.shared.session.scheduler import TurnScheduler
 from trifold.shared.session.stream import Stream, until_first
 from trifold.shared.session.table import Seat, SessionTable
+from trifold.shared.telemetry import metrics
 
 
 class TierService(ABC):
-    """One tier's sessions. `name` is its gRPC service."""
+    """One tier's sessions. `name` is its gRPC service, `link` what comes there, `counted` its metrics."""
 
     name: ClassVar[str]
+    link: ClassVar[str]
     takes: ClassVar[Literal["tokens", "rows"]]
+    counted: ClassVar[Collection[Collector]]
 
     def __init__(self, shard: Shard, manifest: Manifest, *, memory: int, streams: int, lease: float) -> None:
         """Serves `shard` of the bundle of `manifest`; `memory`, `streams` and `lease` as for SessionTable."""
@@ -42,6 +50,7 @@ class TierService(ABC):
         """One stream, from Open to its end. Raises the TrifoldError that ends it."""
         opening = self.frames.opening(await stream.first())
         with self.table.seat(opening, stream.tenant) as seat:
+            structlog.contextvars.bind_contextvars(session=seat.session.number)
             await until_first(seat.lost, self.converse(stream, opening, seat))
 
     async def describe(self) -> pb.DescribeResponse:
@@ -58,6 +67,22 @@ class TierService(ABC):
             tiers=[self.info],
             time_ms=round(time() * 1000),
         )
+
+    @property
+    def adapter(self) -> str:
+        """The digest of the adapter version that new sessions get; empty for the bundle's own weights."""
+        return ""
+
+    def readings(self) -> Iterator[Metric]:
+        """What its metrics are now, besides those that it counts; any thread may ask."""
+        seated = self.table.seated
+        yield metrics.RUNNING.of(seated)
+        yield metrics.WAITING.of(self.scheduler.waiting)
+        yield metrics.LIMIT.of(self.table.streams)
+        yield metrics.LEASED.of(len(self.table) - seated)
+        yield metrics.KV_CACHE.of(self.table.reserved)
+        yield metrics.KV_CACHE_LIMIT.of(self.table.memory)
+        yield from metrics.build(self.info, self.digest, self.adapter)
 
     async def close(self) -> None:
         """Stops the engine after the step that it is at."""

@@ -12,6 +12,7 @@ from trifold.shared.cli.logs import log_service
 from trifold.shared.errors import NotExact
 from trifold.shared.runtime.shard import Shard
 from trifold.shared.settings import ServiceSettings
+from trifold.shared.telemetry import traces
 
 
 def load_tier(settings: ServiceSettings, tier: Tier) -> tuple[Manifest, Shard]:
@@ -19,7 +20,8 @@ def load_tier(settings: ServiceSettings, tier: Tier) -> tuple[Manifest, Shard]:
 
     Raises DamagedFile, or NotExact when the self-test fails and the settings do not allow that.
     """
-    log_service(settings.log_level)
+    log_service(settings.log_level, settings.log_format)
+    traces.export(settings.traces, tier, insecure=settings.insecure)
     folder = TierFolder.open(settings.bundle, tier)
     size = sum(entry.size for entry in folder.files.values())
     _tell(f"loading the {tier} shard of {settings.bundle} ({size / 1e6:.0f} MB) and testing its numerics …")

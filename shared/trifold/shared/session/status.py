@@ -22,6 +22,7 @@ from trifold.shared.errors import (
     TrifoldError,
     Unavailable,
 )
+from trifold.shared.telemetry.metrics import REFUSALS
 
 DOMAIN: Final = "trifold"
 
@@ -54,6 +55,7 @@ def public(error: Exception) -> TrifoldError:
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: TrifoldError) -> Never:
     """Ends a call with the status of an error."""
+    REFUSALS.labels(error.reason).inc()
     details = [AnyMessage()]
     details[0].Pack(ErrorInfo(reason=error.reason, domain=DOMAIN))
     if error.retry_after is not None:

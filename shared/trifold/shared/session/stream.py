@@ -11,6 +11,8 @@ from google.protobuf.message import DecodeError, Message
 
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from trifold.shared.telemetry.metrics import traffic
+from trifold.shared.telemetry.traces import Span
 
 OPEN_SECONDS: Final = 10.0
 """How long a stream may take to say Open."""
@@ -28,12 +30,20 @@ class MessageStream(Generic[Request, Response]):
     """
 
     def __init__(
-        self, context: grpc.aio.ServicerContext[bytes, bytes], request: type[Request], tenant: str = ""
+        self,
+        context: grpc.aio.ServicerContext[bytes, bytes],
+        request: type[Request],
+        *,
+        tenant: str,
+        link: str,
+        span: Span,
     ) -> None:
-        """Of a caller of `tenant`, which is empty without TLS."""
+        """Of a caller of `tenant`, which is empty without TLS, over `link`; `span` is that of the stream."""
         self.tenant = tenant
+        self.span = span
         self._context = context
         self._request = request
+        self._traffic = traffic(link)
 
     async def first(self) -> Request | None:
         """As read(), with a deadline. Raises DeadlineExceeded."""
@@ -51,6 +61,7 @@ class MessageStream(Generic[Request, Response]):
             raise _lost() from None
         if data is grpc.aio.EOF:
             return None
+        self._traffic.up(len(data))
         try:
             return self._request.FromString(data)
         except DecodeError:
@@ -58,8 +69,10 @@ class MessageStream(Generic[Request, Response]):
             raise InvalidRequest(f"a message of {len(data)} bytes is not a {name}") from None
 
     async def write(self, response: Response) -> None:
+        data = response.SerializeToString()
+        self._traffic.down(len(data))
         try:
-            await self._context.write(response.SerializeToString())
+            await self._context.write(data)
         except grpc.aio.BaseError:
             raise _lost() from None
 

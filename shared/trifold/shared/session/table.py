@@ -21,6 +21,7 @@ from trifold.shared.errors import (
 )
 from trifold.shared.session.scheduler import TurnScheduler
 from trifold.shared.session.turnover import Turnover
+from trifold.shared.telemetry.metrics import FORGOTTEN, RESUMES
 
 MOST_SESSIONS: Final = 1024
 """With and without a stream."""
@@ -63,6 +64,7 @@ class Session(Generic[C]):
         self.number = number
         self.cache: C | None = None
         self.seat: Seat[C] | None = None
+        self.ending = ""  # the reason that its latest stream ended for
         self.lease: asyncio.TimerHandle | None = None
 
     @property
@@ -108,6 +110,7 @@ class Seat(Generic[C]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._table.scheduler.forget(self)
+        self.session.ending = error.reason if isinstance(error, TrifoldError) else Unavailable.reason
         # Retrieved here, so that an eviction that came too late to be raised is no complaint of asyncio's.
         if not self.lost.cancel() and not self.lost.cancelled():
             self.lost.exception()
@@ -152,6 +155,11 @@ class SessionTable(Generic[C]):
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    @property
+    def seated(self) -> int:
+        """Sessions that have a stream; any thread may ask."""
+        return sum(session.seat is not None for session in [*self._sessions.values()])
 
     def seat(self, opening: pb.Open, tenant: str = "") -> Seat[C]:
         """Seats a stream of `tenant` at its session, new or taken over from an older stream, which is ended.
@@ -221,6 +229,8 @@ class SessionTable(Generic[C]):
                 f"{self.reserved >> 20} of {self.memory >> 20} MiB",
                 retry_after=self._turnover.retry_after,
             )
+        if opening.epoch > 1:
+            RESUMES.labels(FORGOTTEN).inc()
         self._served += 1
         session: Session[C] = Session(opening, tenant, size, self._served)
         self._sessions[session.key] = session
@@ -233,6 +243,7 @@ class SessionTable(Generic[C]):
             raise StaleEpoch(f"the session is held in epoch {session.epoch}, this is epoch {opening.epoch}")
         if opening.capacity != session.capacity:
             raise InvalidRequest(f"the session was opened with a capacity of {session.capacity} positions")
+        RESUMES.labels(StaleEpoch.reason if session.seat else session.ending).inc()
         session.epoch = opening.epoch
         if session.lease:
             session.lease.cancel()
