@@ -1,8 +1,10 @@
-"""Overload: OpenAI's API of a site asked for more than it can give, in an open loop.
+"""Overload: a site asked for more than it can give, in an open loop.
 
-First the peak: so many clients at once, each asking again as soon as it is answered. Then requests come by
-chance, at a rate that does not mind the answers, up to five times what the peak answered. Nobody asks again.
-Who refuses is either `trifold device serve`, or, where that takes everybody, the edge behind it.
+First the peak: so many callers at once, each asking again as soon as it is answered. Then they come by
+chance, at a rate that does not mind the answers, up to five times what the peak answered; none comes again.
+Once these are clients of OpenAI's API at `trifold device serve`, and once devices at `trifold edge serve`:
+these speak the wire without a shard of their own, so that edge and core are what is measured. All of it, the
+callers too, shares one machine.
 """
 
 from __future__ import annotations
@@ -12,35 +14,39 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-
-import httpx
+from typing import Final, NamedTuple
 
 from tests.bench.nano import split_nano
 from tests.processes import Processes
 from tests.site import Service
+from tests.wire import Peer
+from trifold.shared.errors import Overloaded, TrifoldError
 
 TOKENS: Final = 32
-CLIENTS: Final = (4, 16, 64)
+PROMPT: Final = (7, 8, 9, 10)
+CALLERS: Final = (4, 16, 64)
 LOADS: Final = (0.8, 1.0, 2.0, 5.0)
-SECONDS: Final = 30.0
+SECONDS: Final = 20.0
 WARM_UP: Final = 10.0
 """Seconds before the ones that count: by then as many answers run as ever will."""
 
-NO_LIMIT: Final = 1000
-
 
 class Answer(NamedTuple):
-    """Seconds from the request to the first token, or to the refusal; `ended` is a time of perf_counter()."""
+    """What somebody got: `first` is in seconds from asking to the first token, or to the refusal.
 
-    status: int
-    whole: bool
+    `ended` is a time of perf_counter().
+    """
+
     tokens: int
+    refused: bool
     first: float
     ended: float
+
+
+Ask = Callable[[], Awaitable[Answer]]
 
 
 def main() -> None:
@@ -50,33 +56,31 @@ def main() -> None:
 async def _main() -> None:
     with tempfile.TemporaryDirectory(prefix="trifold-bench-") as folder:
         bundle = split_nano(Path(folder) / "nano")
-        for who, at_service, at_tiers in (("device", 16, NO_LIMIT), ("edge", NO_LIMIT, 64)):
-            print(f"\nRefused by `trifold {who} serve`, which takes {min(at_service, at_tiers)} at a time\n")
-            with (
-                Processes(bundle, "--threads", "1", "--streams", str(at_tiers)) as tiers,
-                Service(tiers, Path(folder) / who, "--threads", "1", "--streams", str(at_service)) as service,
-            ):
-                await _site(service.url)
+        with Processes(bundle, "--threads", "1") as tiers:
+            with Service(tiers, Path(folder) / "journals", "--threads", "1") as service:
+                print("\nClients of `trifold device serve`, which gives 16 answers at a time\n")
+                await _measure(lambda: _ask_over_http(service.url))
+            print("\nDevices of `trifold edge serve`, which has 64 sessions at a time\n")
+            async with _devices(tiers) as ask:
+                await _measure(ask)
 
 
-async def _site(url: str) -> None:
-    cells = "answered/s | tokens/s in time | of the peak | first token p50, s | p99"
+async def _measure(ask: Ask) -> None:
+    cells = "answered/s | tokens/s | of the peak | first token p50, ms | p99"
     print(f"| load | {cells} | refused/s | refusal p50, ms | p99 |")
     print("|---|---|---|---|---|---|---|---|---|")
-    async with _client(url) as client:
-        peak = 0.0
-        for clients in CLIENTS:
-            answers = await _closed(client, clients)
-            peak = max(peak, _row(f"{clients} clients, closed loop", answers, peak))
-        for load in LOADS:
-            rate = load * peak / TOKENS
-            _row(f"{load:g} x the peak: {rate:.1f} requests/s", await _open(client, rate), peak)
+    peak = 0.0
+    for callers in CALLERS:
+        peak = max(peak, _row(f"{callers} callers, closed loop", await _closed(ask, callers), peak))
+    for load in LOADS:
+        rate = load * peak / TOKENS
+        _row(f"{load:g} x the peak: {rate:.0f} a second", await _open(ask, rate), peak)
 
 
 def _row(load: str, answers: Sequence[Answer], peak: float) -> float:
-    """Prints it and returns the tokens a second."""
-    given = [answer for answer in answers if answer.whole]
-    refused = [answer for answer in answers if answer.status == 429]
+    """Prints it and returns the tokens a second in whole answers."""
+    given = [answer for answer in answers if answer.tokens and not answer.refused]
+    refused = [answer for answer in answers if answer.refused]
     if failed := len(answers) - len(given) - len(refused):
         load += f" ({failed} failed)"
     goodput = sum(answer.tokens for answer in given) / SECONDS
@@ -85,50 +89,54 @@ def _row(load: str, answers: Sequence[Answer], peak: float) -> float:
         f"{len(given) / SECONDS:.1f}",
         f"{goodput:.0f}",
         f"{goodput / peak:.0%}" if peak else "",
-        *(f"{seconds:.2f}" for seconds in _percentiles([answer.first for answer in given])),
+        *_percentiles([answer.first for answer in given]),
         f"{len(refused) / SECONDS:.1f}",
-        *(f"{1000 * seconds:.0f}" for seconds in _percentiles([answer.first for answer in refused])),
+        *_percentiles([answer.first for answer in refused]),
     ]
     print(f"| {' | '.join(cells)} |", flush=True)
     return goodput
 
 
-def _percentiles(values: Sequence[float]) -> tuple[float, float]:
-    """p50 and p99; not a number where there are no values."""
-    ordered = sorted(values) or [float("nan")]
-    return ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+def _percentiles(seconds: Sequence[float]) -> tuple[str, str]:
+    """p50 and p99 in milliseconds."""
+    if not seconds:
+        return "", ""
+    ordered = sorted(seconds)
+    p50, p99 = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    return f"{1000 * p50:.0f}", f"{1000 * p99:.0f}"
 
 
-async def _closed(client: httpx.AsyncClient, clients: int) -> list[Answer]:
-    """So many clients, each of which asks again when it has its answer."""
+async def _closed(ask: Ask, callers: int) -> list[Answer]:
+    """So many callers, each of which asks again when it has its answer."""
     answers: list[Answer] = []
 
     async def ask_again() -> None:
         while True:
-            answers.append(await _ask(client))
+            answers.append(await ask())
 
-    return await _counted(answers, [asyncio.create_task(ask_again()) for _ in range(clients)])
+    return await _counted(answers, [asyncio.create_task(ask_again()) for _ in range(callers)])
 
 
-async def _open(client: httpx.AsyncClient, rate: float) -> list[Answer]:
-    """Requests that come by chance, `rate` of them a second (a Poisson process)."""
+async def _open(ask: Ask, rate: float) -> list[Answer]:
+    """Callers who come by chance, `rate` of them a second (a Poisson process)."""
     answers: list[Answer] = []
     asked: set[asyncio.Task[None]] = set()
 
-    async def ask() -> None:
-        answers.append(await _ask(client))
+    async def ask_once() -> None:
+        answers.append(await ask())
 
     async def come() -> None:
         at = time.perf_counter()
         while True:
             at += random.expovariate(rate)
             await asyncio.sleep(max(0.0, at - time.perf_counter()))
-            task = asyncio.create_task(ask())
+            task = asyncio.create_task(ask_once())
             asked.add(task)
             task.add_done_callback(asked.discard)
 
     counted = await _counted(answers, [asyncio.create_task(come())])
-    await asyncio.wait(asked)
+    if asked:
+        await asyncio.wait(asked)
     return counted
 
 
@@ -142,7 +150,9 @@ async def _counted(answers: list[Answer], running: list[asyncio.Task[None]]) -> 
     return [answer for answer in answers if began <= answer.ended < began + SECONDS]
 
 
-async def _ask(client: httpx.AsyncClient) -> Answer:
+async def _ask_over_http(url: str) -> Answer:
+    """Over a connection of its own, by hand: a whole client would take more of the machine than that."""
+    host, _, port = url.split("/")[2].partition(":")
     asked = {
         "model": "trifold",
         "prompt": "import os\n",
@@ -151,27 +161,50 @@ async def _ask(client: httpx.AsyncClient) -> Answer:
         "seed": random.getrandbits(32),
         "stream": True,
     }
+    body = json.dumps(asked)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     began = time.perf_counter()
-    first, tokens, status, whole = 0.0, 0, 0, False
+    tokens, first, refused, whole = 0, 0.0, False, False
     try:
-        async with client.stream("POST", "completions", json=asked) as response:
-            status = response.status_code
-            async for line in response.aiter_lines():
-                first = first or time.perf_counter() - began
-                whole = whole or line == "data: [DONE]"
-                tokens += line.startswith("data: {") and _is_token(json.loads(line[6:]))
-    except httpx.HTTPError:
-        whole = False
-    ended = time.perf_counter()
-    return Answer(status, whole, tokens, first or ended - began, ended)
-
-
-def _is_token(event: dict[str, Any]) -> bool:
-    return bool(event.get("choices"))
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        refused = b" 429 " in await reader.readline()
+        first = time.perf_counter() - began
+        while line := await reader.readline():
+            if line.startswith(b"data: {"):
+                tokens += 1
+                first = time.perf_counter() - began if tokens == 1 else first
+            whole = whole or line.startswith(b"data: [DONE]")
+        writer.close()
+    except OSError:
+        refused = False
+    return Answer(tokens if whole else 0, refused, first, time.perf_counter())
 
 
 @asynccontextmanager
-async def _client(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60.0, trust_env=False) as client:
-        yield client
+async def _devices(tiers: Processes) -> AsyncIterator[Ask]:
+    async with Peer.at(tiers.edge, "EdgeService") as peer:
+        digest = (await peer.describe()).serving_digest
+
+        async def ask() -> Answer:
+            talk = peer.call()
+            began, first, tokens, refused = time.perf_counter(), 0.0, 0, False
+            try:
+                await talk.open(digest, capacity=len(PROMPT) + TOKENS)
+                await talk.send_tokens(PROMPT, 0)
+                await talk.result()
+                first = time.perf_counter() - began
+                for position in range(len(PROMPT), len(PROMPT) + TOKENS - 1):
+                    await talk.send_tokens([position], position)
+                    await talk.result()
+                await talk.close()
+                tokens = TOKENS
+            except Overloaded:
+                first, refused = time.perf_counter() - began, True
+            except TrifoldError:
+                pass
+            finally:
+                await talk.drop()
+            return Answer(tokens, refused, first, time.perf_counter())
+
+        yield ask

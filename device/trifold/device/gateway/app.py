@@ -19,6 +19,7 @@ from trifold.device.gateway.limit import BodyLimit
 from trifold.device.gateway.numbered import Numbered
 from trifold.device.gateway.problems import ModelNotFound, answer_errors
 from trifold.device.gateway.replies import ChatReply, CompletionReply, Reply
+from trifold.device.gateway.shedding import Shedding
 from trifold.device.service.desk import Desk, Piece
 from trifold.device.service.keys import Caller
 from trifold.shared.errors import InvalidRequest
@@ -54,6 +55,7 @@ def gateway(desk: Desk, model: str) -> FastAPI:
     app.state.served = Served(desk, model, int(time.time()))
     app.add_middleware(BodyLimit)
     app.add_middleware(Numbered)
+    app.add_middleware(Shedding, places=desk.places)
     app.include_router(router)
     answer_errors(app)
     return app

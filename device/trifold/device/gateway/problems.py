@@ -47,6 +47,16 @@ def problem(error: TrifoldError) -> dict[str, Any]:
     )
 
 
+def refusal(error: TrifoldError) -> JSONResponse:
+    """The answer to a request that ends with an error."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(problem(error), error.http_status, headers)
+
+
 def answer_errors(app: FastAPI) -> None:
     """Whatever a route raises is answered with an error object."""
     app.add_exception_handler(TrifoldError, _trifold_error)
@@ -56,13 +66,7 @@ def answer_errors(app: FastAPI) -> None:
 
 
 async def _trifold_error(_: Request, error: Exception) -> JSONResponse:
-    told = public(error)
-    headers = {}
-    if told.retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(told.retry_after)))
-    if isinstance(told, Unauthenticated):
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(problem(told), told.http_status, headers)
+    return refusal(public(error))
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:

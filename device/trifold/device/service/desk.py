@@ -22,7 +22,7 @@ from trifold.shared.telemetry import metrics
 
 MOST_LOGPROBS: Final = 20
 
-_WAITING: Final = 1 / 6
+_WAITING: Final = 1 / 10
 """Of the time for an answer, that it may wait for its place."""
 
 Ending = Literal["stop", "length", "content_filter"]
