@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from trifold.shared.cli.service_process import ServiceProcess
 
 Service = Literal["cloud", "edge"]
 
+_PATIENCE: Final = 300.0
+"""Seconds: a processor may be emulated, and a machine busy."""
+
 
 class Processes:
     """`trifold cloud serve` and `trifold edge serve` of one bundle, as a context; devices connect to `edge`.
 
-    `options` are further arguments of both; `tls` are the folders of their nodes, where they speak TLS.
+    `options` are further arguments of both; `tls` are the folders of their nodes, where they speak TLS;
+    `interpreters` are commands that run Python, where that is not this process's own.
     """
 
-    def __init__(self, bundle: Path, *options: str, tls: Mapping[Service, Path] | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        *options: str,
+        tls: Mapping[Service, Path] | None = None,
+        interpreters: Mapping[Service, Sequence[str]] | None = None,
+    ) -> None:
         self.bundle = bundle
         self._tls = tls or {}
+        self._interpreters = interpreters or {}
         self._options = options
         self._addresses: dict[Service, str] = {"cloud": "127.0.0.1:0", "edge": "127.0.0.1:0"}
         self._processes: dict[Service, ServiceProcess] = {}
@@ -51,7 +63,8 @@ class Processes:
             command += ["--tls", str(self._tls[service])]
         if service == "edge":
             command += ["--core", self.core]
-        self._processes[service] = ServiceProcess(command)
+        interpreter = self._interpreters.get(service, [sys.executable])
+        self._processes[service] = ServiceProcess(command, interpreter=interpreter, timeout=_PATIENCE)
         self._addresses[service] = self._processes[service].address
 
     def kill(self, service: Service) -> None:
