@@ -13,6 +13,7 @@ NAMES = {
     "gateway": "OpenAI's client over HTTP against the SDK, 1 to 32 at once",
     "overload": "OpenAI's API asked for up to five times what it can give",
     "stalled": "memory of the tiers for callers that read nothing",
+    "telemetry": "what metrics and traces cost a token",
     "speed": "the monolith against transformers and llama.cpp",
     "federated": "federated against local-only and centralized training, three seeds",
     "uplink": "bytes, loss and time of federated rounds over 20 Mbit/s, int8 against fp32",
@@ -20,7 +21,12 @@ NAMES = {
     "hostile": "strategies with one site of five that flips the sign of its updates, three seeds",
     "kills": "federated runs in which processes are killed: the same adapter, bit for bit?",
     "memory": "peak memory and time of splitting a 6 GB checkpoint",
+    "losses": "core and edge killed, links cut and stalled under load: tokens, and seconds without one",
+    "fuzz": "malformed frames at every RPC, guided by the lines that they reach",
+    "leak": "memory of the tiers over sessions with cancels and errors",
 }
+COUNTED = ("losses", "fuzz", "leak")
+"""May be cut short."""
 
 
 def main() -> None:
@@ -31,13 +37,18 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="which to run; all by default")
-    names = parser.parse_args().names or list(NAMES)
+    parser.add_argument("--count", type=int, help=f"how many, to cut {', '.join(COUNTED)} short")
+    options = parser.parse_args()
+    names = options.names or list(NAMES)
     if unknown := set(names) - set(NAMES):
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    counted = {} if options.count is None else {"count": options.count}
+    if counted and (fixed := set(names) - set(COUNTED)):
+        parser.error(f"--count is not for {', '.join(sorted(fixed))}")
     logging.getLogger("trifold").setLevel(logging.ERROR)  # that tiers are lost is no news here
     for name in names:
         print(f"\n## {name}: {NAMES[name]}\n", flush=True)
-        importlib.import_module(f"tests.bench.{name}").main()
+        importlib.import_module(f"tests.bench.{name}").main(**counted)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,13 @@ def test_a_name_belongs_to_one_node(authority: Authority, tmp_path: Path) -> Non
             authority.invite(identity, (), timedelta(hours=1))
 
 
+def test_a_request_for_a_key_on_a_curve_that_nobody_knows_is_none(authority: Authority) -> None:
+    known, unknown = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d03017f")
+    request = signing_request(new_key()).replace(known, unknown)
+    with pytest.raises(InvalidRequest, match="signing request is none"):
+        authority.enrol("a token", request)
+
+
 def test_a_certificate_is_renewed_for_its_own_key_only(authority: Authority, tmp_path: Path) -> None:
     shown = pair(enrolled(authority, tmp_path / "node", "device"))
     certificate = x509.load_pem_x509_certificate(shown.chain)

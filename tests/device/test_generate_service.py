@@ -229,6 +229,17 @@ async def test_an_answer_that_takes_too_long_is_given_up(tiers: Processes, tmp_p
         service.wait_until_no_session_is_left()
 
 
+async def test_an_answer_that_is_cut_short_at_its_first_word_is_given_up_too(
+    tiers: Processes, tmp_path: Path
+) -> None:
+    with Service(tiers, tmp_path, "--timeout", "0.06") as service:
+        async with grpc.aio.insecure_channel(service.address) as channel, asyncio.timeout(60):
+            for _ in range(6):
+                calls = [GenerateServiceStub(channel).Generate(once(max_tokens=240)) for _ in range(16)]
+                refused = await asyncio.gather(*map(refusal, calls))
+                assert {type(error) for error in refused} == {errors.DeadlineExceeded}
+
+
 def test_reflection_describes_the_service(service: Service) -> None:
     with grpc.insecure_channel(service.address) as channel:
         pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -14,11 +13,11 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
+from tests.neighbour import neighbour
 from tests.processes import Processes, Service
 from tests.wire import Name, Peer, Talk
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import TrifoldError
-from trifold.shared.runtime.codec import Rows
 from trifold.shared.runtime.monolith import Monolith
 
 FRAMES: Final = 1000
@@ -47,36 +46,6 @@ def monolith(bundle: Path) -> Monolith:
 def tiers(bundle: Path) -> Iterator[Processes]:
     with Processes(bundle, "--lease", "1") as running:
         yield running
-
-
-class Neighbour:
-    """A session of an honest device, which goes on step by step and compares every bit."""
-
-    def __init__(self, talk: Talk, monolith: Monolith) -> None:
-        self._talk = talk
-        self._position = 0
-        self._tokens = np.random.default_rng(7).integers(0, monolith.edge.vocab, 256)
-        session = monolith.session(256)
-        session.feed(self._tokens, 0, 0)
-        self._expected: Rows = session.rows
-        self._codec = monolith.codec
-
-    async def step(self) -> None:
-        position = self._position
-        await self._talk.send_tokens(self._tokens[position : position + 1], position)
-        result = await self._talk.result()
-        row = self._codec.decode(result.rows, 1, position)
-        assert np.array_equal(row[0], self._expected[position]), f"position {position}"
-        self._position += 1
-
-
-@asynccontextmanager
-async def neighbour(tiers: Processes, monolith: Monolith) -> AsyncIterator[Neighbour]:
-    async with Peer.at(tiers.edge, "EdgeService") as peer:
-        talk = peer.call()
-        await talk.open(monolith.manifest.serving_digest, 256)
-        yield Neighbour(talk, monolith)
-        await talk.close()
 
 
 class Frames:
@@ -206,7 +175,10 @@ async def try_all(tries: Sequence[Try], tiers: Processes, service: Service, mono
     """Many at a time, beside an honest session: every error is the caller's, and no service is harmed."""
     pid = tiers.pid(service)
     told: Counter[str] = Counter()
-    async with neighbour(tiers, monolith) as honest, Peer.at(tiers.address(service), NAMES[service]) as peer:
+    async with (
+        neighbour(tiers.edge, monolith) as honest,
+        Peer.at(tiers.address(service), NAMES[service]) as peer,
+    ):
         for first in range(0, len(tries), AT_A_TIME):
             some = [attempt(peer) for attempt in tries[first : first + AT_A_TIME]]
             errors, _ = await asyncio.gather(asyncio.gather(*some), honest.step())

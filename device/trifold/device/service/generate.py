@@ -45,6 +45,9 @@ class GenerateService(GenerateServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:  # type: ignore[override]  # noqa: N802
         """Writes to the context instead of yielding, so that a client that stops reading does not hold it."""
         begin_request()
+        # Ahead of everything that may be cut short: else an error's status would send them once more, which
+        # gRPC refuses, and the caller would wait for ever.
+        await context.send_initial_metadata(())
         try:
             async with self._desk.within(self._desk.deadline()):
                 await self._generate(request, context)

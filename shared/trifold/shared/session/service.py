@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from importlib.metadata import version
 from time import time
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import structlog
 from prometheus_client.core import Metric
@@ -20,6 +20,9 @@ from trifold.shared.session.scheduler import TurnScheduler
 from trifold.shared.session.stream import Stream, until_first
 from trifold.shared.session.table import Seat, SessionTable
 from trifold.shared.telemetry import metrics
+
+_VERSION: Final = version("trifold")
+"""Read once: under a service that runs, another one may be installed."""
 
 
 class TierService(ABC):
@@ -101,7 +104,7 @@ def info_of(shard: Shard) -> pb.TierInfo:
     """What a tier that runs this shard tells of itself."""
     return pb.TierInfo(
         tier=shard.tier,
-        version=version("trifold"),
+        version=_VERSION,
         fingerprint=shard.fingerprint,
         provider=shard.provider,
         exact=shard.exact,
