@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.checkpoints import generate
+from tests.memory import anonymous
 
 CONFIG: Final[dict[str, Any]] = {
     "model_type": "qwen3_moe",
@@ -60,12 +61,9 @@ def _watch(*arguments: str) -> tuple[float, int]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    status = Path(f"/proc/{process.pid}/status")
     peak = 0
     while process.poll() is None:
-        for line in status.read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                peak = max(peak, int(line.split()[1]) * 1024)
+        peak = max(peak, anonymous(process.pid))
         time.sleep(0.02)
     if process.returncode:
         assert process.stderr

@@ -1,6 +1,6 @@
 """Stalled consumers: 100 callers that ask for much and read nothing, and what that costs each process.
 
-The memory is what is anonymous (/proc/PID/smaps_rollup) before and after, for each consumer; the caches that
+The memory is what is anonymous (RssAnon) before and after, for each consumer; the caches that
 the tiers have reserved for the sessions are shown beside it, as a caller who reads has those, too.
 """
 

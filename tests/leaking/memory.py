@@ -8,12 +8,12 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 from statistics import median
 from time import monotonic
 from typing import Final
 
 from tests.leaking.sessions import Callers
+from tests.memory import anonymous
 from tests.site import Service
 from tests.wire import Peer
 from trifold.shared.bundle.folder import TierFolder
@@ -46,7 +46,7 @@ async def slopes(service: Service, count: int) -> Mapping[str, float]:
             os.kill(pid, signal.SIGUSR1)
         await asyncio.sleep(_TIDYING)
         for name, pid in pids.items():
-            looks[name].append(_anonymous(pid))
+            looks[name].append(anonymous(pid))
     for name, bytes_ in looks.items():
         kilobytes = " ".join(f"{value >> 10}" for value in bytes_)
         print(f"{name}, KiB after every {each}: {kilobytes}", file=sys.stderr, flush=True)
@@ -63,14 +63,6 @@ async def _nothing_held(service: Service) -> None:
         while (await edge.describe()).sessions or (await core.describe()).sessions:
             assert monotonic() < until, "sessions are held that nobody has"
             await asyncio.sleep(0.05)
-
-
-def _anonymous(pid: int) -> int:
-    """Bytes in memory that are of no file."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("the kernel does not tell RssAnon")
 
 
 def _slope(values: Sequence[int]) -> float:
