@@ -13,6 +13,7 @@ NAMES = {
     "gateway": "OpenAI's client over HTTP against the SDK, 1 to 32 at once",
     "overload": "OpenAI's API asked for up to five times what it can give",
     "stalled": "memory of the tiers for callers that read nothing",
+    "tls": "what TLS costs a token",
     "telemetry": "what metrics and traces cost a token",
     "speed": "the monolith against transformers and llama.cpp",
     "federated": "federated against local-only and centralized training, three seeds",
