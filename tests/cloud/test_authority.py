@@ -105,6 +105,32 @@ def test_a_revoked_node_enrols_again_with_another_token(authority: Authority, tm
     assert new.serial_number not in serials
 
 
+def test_a_node_is_revoked_by_what_the_list_shows_and_by_its_whole_name(
+    authority: Authority, tmp_path: Path
+) -> None:
+    folder = str(authority.folder)
+    enrolled(authority, tmp_path / "edge", "edge", "edge-1")
+    enrolled(authority, tmp_path / "core", "core", "core-1", tenants=["one", "two"])
+    shown = [line.split()[0] for line in told(certs, "list", folder).splitlines()]
+    assert shown[1:] == ["trifold://one,two/core/core-1", "trifold://site/edge/edge-1"]
+    for wrong in ("trifold://other/edge/edge-1", "trifold://site/core/edge-1", "x/edge-1", "edge-1/"):
+        with pytest.raises(ConfigError, match="there is no node"):
+            told(certs, "revoke", folder, wrong)
+    assert "revoked edge-1: 1 certificate\n" in told(certs, "revoke", folder, shown[2])
+    assert "revoked core-1: 1 certificate\n" in told(certs, "revoke", folder, shown[1])
+    assert "revoked core-1: 0 certificates\n" in told(certs, "revoke", folder, "trifold://two/core/core-1")
+
+
+def test_who_revokes_a_service_is_told_that_others_go_on_calling_it(
+    authority: Authority, tmp_path: Path
+) -> None:
+    for role in ("core", "edge", "gateway"):
+        enrolled(authority, tmp_path / role, role)
+        said = told(certs, "revoke", str(authority.folder), role)
+        assert f"others go on calling this {role} until its certificate has run out" in said
+    assert "until its certificate has run out" in " ".join(told(certs, "revoke", "--help").split())
+
+
 def test_commands_make_an_authority_enrol_a_node_and_revoke_it(tmp_path: Path) -> None:
     folder, node = str(tmp_path / "authority"), str(tmp_path / "node")
     fingerprint = told(certs, "init", folder, "--host", HOST).split()[-1]

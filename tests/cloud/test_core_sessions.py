@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from trifold.shared.errors import (
 )
 from trifold.shared.runtime.shard import Cache
 from trifold.shared.session import table as table_module
+from trifold.shared.session.table import Seat
 
 
 @pytest.fixture
@@ -159,23 +161,35 @@ async def test_so_many_sessions_run_at_a_time_and_the_next_is_told_when_to_come(
 async def test_who_resumes_was_admitted_before_and_is_let_in_above_the_limit(bundle: Path) -> None:
     async with running_core(bundle, streams=1) as core, Peer.at(core.address, "CoreService") as peer:
         first = await opened(core, peer, held=1)
-        restarted = peer.call()  # of a session that this core has never seen, or has lost
-        assert (await restarted.open(digest_of(core), epoch=2)).have == 0
+        restarted = peer.call()  # of a session that this core has lost
+        assert (await restarted.open(digest_of(core), epoch=2, admitted=True)).have == 0
+        with pytest.raises(Overloaded):
+            await peer.call().open(digest_of(core), epoch=2)  # it was refused before
         taken_over = peer.call()
         assert (await taken_over.open(digest_of(core), session=first.session, epoch=2)).have == 1
         await restarted.close()
         await taken_over.close()
 
 
+def seat_of(core: RunningCore, talk: Talk) -> Seat[Cache]:
+    seat = core.service.table._sessions["", talk.session].seat
+    assert seat
+    return seat
+
+
 async def test_a_stream_that_nobody_uses_gives_way_and_its_session_is_resumed(bundle: Path) -> None:
+    memory = 3 * shard(bundle, "cloud").cache_bytes(64)
     async with (
-        running_core(bundle, streams=1, lease=0.3) as core,
+        running_core(bundle, streams=1, memory=memory) as core,
         Peer.at(core.address, "CoreService") as peer,
     ):
         idle = await opened(core, peer, held=1)
-        with pytest.raises(Overloaded):
+        with pytest.raises(Overloaded, match="running"):
             await opened(core, peer)
-        await asyncio.sleep(0.4)
+        seat_of(core, idle).idle = lambda: core.service.table.lease
+        with pytest.raises(Overloaded, match="no room"):
+            await opened(core, peer, capacity=3 * 64)
+        assert not seat_of(core, idle).lost.done()  # nobody gives way to who is refused all the same
         other = await opened(core, peer)
         ended = await idle.end()
         assert type(ended) is Unavailable
@@ -184,6 +198,24 @@ async def test_a_stream_that_nobody_uses_gives_way_and_its_session_is_resumed(bu
         assert (await again.open(digest_of(core), session=idle.session, epoch=2)).have == 1
         await again.close()
         await other.close()
+
+
+async def test_a_stream_is_idle_while_it_is_its_callers_turn_and_not_while_a_step_waits(
+    core: RunningCore, peer: Peer
+) -> None:
+    talk, released = await opened(core, peer, held=1), threading.Event()
+    seat = seat_of(core, talk)
+    await asyncio.sleep(0.01)
+    assert seat.idle() > 0
+    busy = core.service.scheduler.run("somebody else", released.wait)
+    await talk.send_rows(codec_of(core), some_rows(core)[1:2], 1)
+    await settled(lambda: seat.idle() == 0)
+    released.set()
+    await busy
+    await talk.result()
+    await asyncio.sleep(0.01)
+    assert seat.idle() > 0
+    await talk.close()
 
 
 def live_caches() -> int:

@@ -322,6 +322,25 @@ async def test_a_full_edge_says_when_to_come_back(bundle: Path) -> None:
         assert await anext(client.generate(PROMPT, max_tokens=100))
 
 
+async def test_who_was_refused_is_refused_again_when_it_comes_with_its_journal(
+    bundle: Path, tmp_path: Path
+) -> None:
+    async with (
+        running_core(bundle) as core,
+        running_edge(bundle, core.address, streams=1) as edge,
+        AsyncClient(edge.address, bundle=bundle, threads=1) as client,
+    ):
+        first = client.generate(PROMPT, max_tokens=100, eos=())
+        await anext(first)
+        journal = tmp_path / "journal"
+        with pytest.raises(errors.Overloaded):
+            await anext(client.generate(PROMPT, max_tokens=100, journal=journal))
+        with pytest.raises(errors.Overloaded):
+            await anext(client.resume(journal))
+        await first.aclose()
+        assert await anext(client.resume(journal))
+
+
 async def test_a_chat_template_in_a_file_of_its_own_counts(checkpoint: Path, tmp_path: Path) -> None:
     messages = [Message(role="user", content="Hi")]
     shutil.copytree(checkpoint, tmp_path / "model")

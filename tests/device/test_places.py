@@ -71,6 +71,32 @@ async def test_who_would_wait_too_long_is_refused_at_once_and_told_when_to_come(
     places.check()
 
 
+async def test_who_leaves_the_line_as_its_place_becomes_free_harms_nobody() -> None:
+    places = Places(1, patience=100)
+    seated, waiting, last = (Guest(places) for _ in range(3))
+    await settle()
+    waiting.task.cancel()
+    await seated.leave()
+    await settle()
+    assert last.seated.is_set()
+    await last.leave()
+    assert (places.running, places.waiting, places.free) == (0, 0, 1)
+
+
+async def test_answers_that_fail_do_not_make_the_line_longer() -> None:
+    places = Places(1, patience=2.5)
+    for _ in range(100):
+        with pytest.raises(ZeroDivisionError):
+            async with places.taken():
+                raise ZeroDivisionError
+    guests = [Guest(places) for _ in range(3)]
+    await settle()
+    with pytest.raises(Overloaded):
+        places.check()
+    for guest in guests:
+        await guest.leave()
+
+
 async def test_who_leaves_the_line_loses_nobody_a_place() -> None:
     places = Places(1, patience=100)
     seated, waiting, called, last = (Guest(places) for _ in range(4))

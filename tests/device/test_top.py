@@ -33,11 +33,12 @@ def top(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_one_look_shows_sessions_answers_links_and_versions(addresses: list[str]) -> None:
     seen = top(*addresses)
     assert seen.returncode == 0, seen.stderr
+    # A session whose Close came late is kept, and a first token may take seconds.
     sessions, answers, links, versions = seen.stdout.strip().split("\n\n")
-    assert re.search(r"^edge +0 +64 +0 +0 +0% +\d+\.\d +\d+\.\d ms", sessions, re.M)
-    assert re.search(r"^device +\d+\.\d +\d+\.\d ms", answers, re.M)
-    assert re.search(r"^edge-cloud +edge +\d+ k?B +\d+ k?B +\d+\.\d +\d+\.\d ms", links, re.M)
-    assert re.search(r"^device-edge +device +\d+\.\d ms", links, re.M)
+    assert re.search(r"^edge +[01] +32 +0 +[01] +\d+% +\d+\.\d +\d+\.\d m?s", sessions, re.M)
+    assert re.search(r"^device +\d+\.\d +\d+\.\d m?s", answers, re.M)
+    assert re.search(r"^edge-cloud +edge +\d+ k?B +\d+ k?B +\d+\.\d +\d+\.\d m?s", links, re.M)
+    assert re.search(r"^device-edge +device +\d+\.\d m?s", links, re.M)
     for tier, address in zip(("cloud", "edge", "device"), addresses, strict=True):
         assert re.search(rf"^{tier} +{address} .* base +CPUExecutionProvider +yes", versions, re.M)
 
@@ -65,7 +66,9 @@ def test_on_a_terminal_it_goes_on_until_it_is_interrupted(addresses: list[str]) 
     assert running.stdout
     shown = b""
     while shown.count(b"Versions") < 3:
-        shown += running.stdout.read(4096)
+        read = running.stdout.read(4096)
+        assert read, shown
+        shown += read
     running.stdin.write(b"\x03")
     running.communicate(timeout=30)
     assert running.returncode == 0

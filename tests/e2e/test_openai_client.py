@@ -432,5 +432,13 @@ def test_with_tls_a_client_needs_the_authority_and_a_key(tiers: Processes, tmp_p
                 text = complete(client).choices[0].text
             with service.openai(key) as stranger, pytest.raises(openai.APIConnectionError):
                 complete(stranger)
+        foreign = enrolled(authority, tmp_path / "foreign", "gateway", "foreign", tenants=("other",))
+        options[1] = str(foreign)
+        with Service(private, tmp_path / "journals of others", *options) as service:
+            trusted = DefaultHttpxClient(verify=ssl.create_default_context(cafile=gateway / "authority.pem"))
+            with OpenAI(base_url=service.url, api_key=key, max_retries=0, http_client=trusted) as client:
+                with pytest.raises(openai.InternalServerError, match="cannot reach its model") as refused:
+                    complete(client)
+                assert refused.value.status_code == 503  # the caller's key is not at fault
     with Service(tiers, tmp_path) as plain, plain.openai() as client:
         assert complete(client).choices[0].text == text

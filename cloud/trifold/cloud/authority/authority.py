@@ -16,13 +16,14 @@ from trifold.cloud.authority.register import Entry, Register
 from trifold.shared import durable
 from trifold.shared.errors import ConfigError, Forbidden, InvalidRequest
 from trifold.shared.identity import node as folder_of
+from trifold.shared.identity.access import SERVED_BY
 from trifold.shared.identity.enrolment import HOST, fingerprint
 from trifold.shared.identity.name import Identity, Role
 from trifold.shared.identity.request import key_pem, new_key, requested_key, write_private
 
 LONGEST_LIFE: Final = timedelta(hours=24)
 
-_SERVICES: Final[frozenset[Role]] = frozenset({"edge", "core", "gateway", "authority"})
+SERVICES: Final[frozenset[Role]] = frozenset(SERVED_BY.values())
 """Roles that others call: their certificates say at which hosts."""
 
 _ROOT_LIFE: Final = timedelta(days=3650)
@@ -76,7 +77,7 @@ class Authority:
 
     def invite(self, identity: Identity, hosts: Sequence[str], life: timedelta) -> str:
         """A token with which the node enrols, once and soon. Raises ConfigError."""
-        if identity.role in _SERVICES and not hosts:
+        if identity.role in SERVICES and not hosts:
             raise ConfigError(
                 f"{identity.role}s are called by others: say at which --host, as they will write it"
             )
@@ -125,7 +126,7 @@ class Authority:
 
     def _issue(self, entry: Entry, key: certificates.PublicKey) -> bytes:
         begins = datetime.now(UTC) - self._life / _BEHIND
-        serves = entry.identity.role in _SERVICES
+        serves = entry.identity.role in SERVICES
         certificate = certificates.node(
             self.root,
             self._key,

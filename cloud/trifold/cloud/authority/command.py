@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import typer
 
-from trifold.cloud.authority.authority import Authority
+from trifold.cloud.authority.authority import SERVICES, Authority
 from trifold.cloud.authority.service import AuthorityServer
 from trifold.shared.cli.logs import log_service
 from trifold.shared.errors import ConfigError
@@ -69,11 +69,19 @@ def token(
 @certs.command()
 def revoke(
     folder: Folder,
-    node: Annotated[str, typer.Argument(help="Name of the node.")],
+    node: Annotated[str, typer.Argument(help="Name of the node, or trifold://TENANT/ROLE/NODE.")],
 ) -> None:
-    """Let a node in nowhere any more, within a minute: its certificates, tokens and open streams."""
-    number = Authority(folder).register.revoke(node)
-    typer.echo(f"revoked {node}: {number} certificate{'s' * (number != 1)}")
+    """Let a node in nowhere any more, within a minute: its certificates, tokens and open streams.
+
+    Others go on calling a core, an edge or a gateway until its certificate has run out: stop it, too.
+    """
+    register = Authority(folder).register
+    identity = register.entry(node).identity
+    number = register.revoke(node)
+    typer.echo(f"revoked {identity.node}: {number} certificate{'s' * (number != 1)}")
+    if identity.role in SERVICES:
+        called = f"others go on calling this {identity.role} until its certificate has run out"
+        typer.echo(f"{called}, in 24 hours at most: stop it, too, or let its --host lead elsewhere")
 
 
 @certs.command(name="list")

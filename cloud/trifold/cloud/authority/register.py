@@ -73,12 +73,14 @@ class Register:
             database.execute("INSERT OR REPLACE INTO nodes VALUES (?, ?, ?, ?)", row)
 
     def entry(self, node: str) -> Entry:
-        """Raises ConfigError for a node that is not there."""
+        """By its name, or as `trifold certs list` shows it. Raises ConfigError for one that is not there."""
+        name = node.rpartition("/")[2]
         with self._transaction() as database:
-            found = database.execute("SELECT * FROM nodes WHERE name = ?", (node,)).fetchone()
-        if found is None:
+            row = database.execute("SELECT * FROM nodes WHERE name = ?", (name,)).fetchone()
+        found = _entry(row) if row else None
+        if found is None or node not in (name, str(found.identity), *found.identity.uris):
             raise ConfigError(f"there is no node {node}: `trifold certs list` shows them")
-        return _entry(found)
+        return found
 
     def expect(self, node: str, token: str, ends: datetime) -> None:
         """Lets a node enrol with a token until `ends`."""
@@ -115,13 +117,13 @@ class Register:
 
     def revoke(self, node: str) -> int:
         """Revokes every certificate of a node that runs, and its tokens; how many. Raises ConfigError."""
-        self.entry(node)
+        name = self.entry(node).identity.node
         now = datetime.now(UTC).timestamp()
         with self._transaction() as database:
-            database.execute("DELETE FROM tokens WHERE node = ?", (node,))
+            database.execute("DELETE FROM tokens WHERE node = ?", (name,))
             revoked = database.execute(
                 "UPDATE certificates SET revoked = ? WHERE node = ? AND revoked IS NULL AND ends > ?",
-                (now, node, now),
+                (now, name, now),
             ).rowcount
             database.execute("INSERT INTO lists DEFAULT VALUES")
         return revoked

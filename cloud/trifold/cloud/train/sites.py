@@ -127,8 +127,8 @@ class SiteTable:
 
     @property
     def batches(self) -> int:
-        """How many are held for all sites."""
-        return sum(len(site.batches) for site in self._sites.values())
+        """How many are held for all sites; any thread may ask."""
+        return sum(len(site.batches) for site in [*self._sites.values()])
 
     @property
     def row_bytes(self) -> int:

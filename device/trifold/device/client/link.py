@@ -61,7 +61,7 @@ class Link:
         self._timeout = timeout
         self._span = span
         self._stream: Stream | None = None
-        self._opened = journal.epoch > 0
+        self._opened = bool(journal.fingerprints)
         self._reached = 0
         self._loss: TrifoldError | None = None  # what no progress has followed yet
         self._lost_at = 0.0
@@ -121,6 +121,7 @@ class Link:
             serving_digest=request.serving_digest,
             adapter_digest=request.adapter_digest,
             capacity=request.capacity,
+            admitted=self._opened,
             sampling=pb.Sampling(
                 temperature=request.sampling.temperature,
                 top_k=request.sampling.top_k,

@@ -74,6 +74,9 @@ class Timing:
         REQUESTS.labels(ended).inc()
         REQUEST_LATENCY.observe(seconds)
         self._span.end(error)
+        if failed:
+            log.info("failed after %d tokens and %.3f s: %s", self._tokens, seconds, error)
+            return
         log.info(
             "%d tokens after %d of the prompt: the first after %.3f s, all in %.3f s (%s)",
             self._tokens,

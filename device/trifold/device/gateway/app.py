@@ -24,6 +24,9 @@ from trifold.device.service.desk import Desk, Piece
 from trifold.device.service.keys import Caller
 from trifold.shared.errors import InvalidRequest
 
+_CHAT: Final = "/v1/chat/completions"
+_COMPLETIONS: Final = "/v1/completions"
+
 _MOST_ANSWERS: Final = 16
 """Answers that one request may ask for, over all its prompts."""
 
@@ -55,7 +58,7 @@ def gateway(desk: Desk, model: str) -> FastAPI:
     app.state.served = Served(desk, model, int(time.time()))
     app.add_middleware(BodyLimit)
     app.add_middleware(Numbered)
-    app.add_middleware(Shedding, places=desk.places)
+    app.add_middleware(Shedding, places=desk.places, paths=(_CHAT, _COMPLETIONS))
     app.include_router(router)
     answer_errors(app)
     return app
@@ -77,7 +80,7 @@ Known = Annotated[Caller, Depends(_caller)]
 
 @router.get("/health")
 async def health(here: Here) -> dict[str, str]:
-    await here.desk.client.describe()
+    await here.desk.describe()
     return {"status": "ok"}
 
 
@@ -92,7 +95,7 @@ async def model(name: str, here: Here, _: Known) -> dict[str, Any]:
     return here.card
 
 
-@router.post("/v1/chat/completions")
+@router.post(_CHAT)
 async def chat(body: ChatBody, request: Request, here: Here, caller: Known) -> Response:
     here.check(body.model)
     here.desk.places.check(body.n)
@@ -101,7 +104,7 @@ async def chat(body: ChatBody, request: Request, here: Here, caller: Known) -> R
     return await _answer(ChatReply, body, [prompt], request, here, caller)
 
 
-@router.post("/v1/completions")
+@router.post(_COMPLETIONS)
 async def completions(body: CompletionBody, request: Request, here: Here, caller: Known) -> Response:
     here.check(body.model)
     here.desk.places.check(body.n * len(body.prompt))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from http import HTTPStatus
 from typing import Any
@@ -21,6 +22,8 @@ from trifold.shared.errors import (
 )
 from trifold.shared.session.status import public
 from trifold.shared.telemetry.metrics import REFUSALS
+
+log = logging.getLogger(__name__)
 
 _CODES: dict[type[TrifoldError], str] = {
     Unauthenticated: "invalid_api_key",
@@ -42,6 +45,8 @@ class ModelNotFound(TrifoldError):
 def problem(error: TrifoldError) -> dict[str, Any]:
     """The error object of an error, which is counted."""
     REFUSALS.labels(error.reason).inc()
+    if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.warning("a request has failed: %s", error.message)
     return _object(
         error.message, error.http_status, code=_CODES.get(type(error), error.reason.lower()), param=None
     )

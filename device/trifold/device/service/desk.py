@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -16,11 +17,14 @@ from trifold.device.service.content import ContentFilter
 from trifold.device.service.keys import ApiKeys, Caller
 from trifold.device.service.places import Places
 from trifold.device.service.rates import Rates
-from trifold.shared.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from trifold.proto.v1 import session_pb2 as pb
+from trifold.shared.errors import DeadlineExceeded, Forbidden, InvalidRequest, Unauthenticated, Unavailable
 from trifold.shared.runtime.sampling import Logprobs
 from trifold.shared.telemetry import metrics
 
 MOST_LOGPROBS: Final = 20
+
+log = logging.getLogger(__name__)
 
 _WAITING: Final = 1 / 10
 """Of the time for an answer, that it may wait for its place."""
@@ -72,7 +76,7 @@ class Desk:
         """What the metrics of the site are now, besides those that are counted; any thread may ask."""
         yield metrics.RUNNING.of(self.places.running)
         yield metrics.WAITING.of(self.places.waiting)
-        yield metrics.LIMIT.of(self.places.running + self.places.free)
+        yield metrics.LIMIT.of(self.places.count)
         yield from metrics.build(self.client.info, self.client.digest, self.client.adapter)
 
     def deadline(self) -> float:
@@ -87,6 +91,21 @@ class Desk:
                 yield
         except TimeoutError:
             raise DeadlineExceeded(f"the answer was not complete after {self._timeout:g} s") from None
+
+    @contextmanager
+    def _asking_tiers(self) -> Iterator[None]:
+        """Callers have no part in it when the tiers do not accept this node, or it does not accept them."""
+        try:
+            yield
+        except (Unauthenticated, Forbidden) as error:
+            log.error("the tiers do not serve this node: %s", error.message)
+            what = "the site cannot reach its model: its operator finds out why with `trifold doctor`"
+            raise Unavailable(what) from None
+
+    async def describe(self) -> pb.DescribeResponse:
+        """The edge and the tiers behind it. Raises Unavailable."""
+        with self._asking_tiers():
+            return await self.client.describe()
 
     async def answers(
         self, caller: Caller, generations: Sequence[Generation]
@@ -114,6 +133,7 @@ class Desk:
                 for prompt in prompts:
                     self._filter.check(self.client.detokenize(prompt))
             await running.enter_async_context(self.places.taken(len(generations)))
+            running.enter_context(self._asking_tiers())
             merged = _merged([self._screened(generation) for generation in generations])
             async for index, piece in await running.enter_async_context(aclosing(merged)):
                 bill.tokens += len(piece.token_ids)

@@ -19,8 +19,8 @@ class Places:
     """
 
     def __init__(self, count: int, patience: float) -> None:
+        self.count = count
         self.free = count
-        self._count = count
         self._patience = patience
         self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._turnover = Turnover()
@@ -28,27 +28,28 @@ class Places:
     @property
     def running(self) -> int:
         """Places taken."""
-        return self._count - self.free
+        return self.count - self.free
 
     @property
     def waiting(self) -> int:
-        """Places that are waited for."""
-        return sum(wanted for wanted, _ in self._line)
+        """Places that are waited for; any thread may ask."""
+        return sum(wanted for wanted, _ in [*self._line])
 
     def check(self, wanted: int = 1) -> None:
         """Raises Overloaded, saying when to come again, where waiting for so many places is not worth it."""
-        missing = self.waiting + min(wanted, self._count) - self.free
-        if missing / self._count * self._turnover.mean > self._patience:
+        missing = self.waiting + min(wanted, self.count) - self.free
+        wait = missing / self.count * self._turnover.seconds
+        if wait > self._patience:
             raise Overloaded(
-                f"all {self._count} answers that are given at a time are running, and {self.waiting} wait",
-                retry_after=self._turnover.retry_after,
+                f"too many ask at a time: {self.running} answers are being given, and {self.waiting} wait",
+                retry_after=wait,
             )
 
     @asynccontextmanager
     async def taken(self, wanted: int = 1) -> AsyncIterator[None]:
         """Waits for so many places, or all of them, and holds them. Raises Overloaded as check() does."""
         self.check(wanted)
-        wanted = min(wanted, self._count)
+        wanted = min(wanted, self.count)
         if self._line or self.free < wanted:
             await self._wait(wanted)
         else:
@@ -56,8 +57,8 @@ class Places:
         began = asyncio.get_running_loop().time()
         try:
             yield
-        finally:
             self._turnover.note(asyncio.get_running_loop().time() - began)
+        finally:
             self._give_back(wanted)
 
     async def _wait(self, wanted: int) -> None:
@@ -74,7 +75,9 @@ class Places:
 
     def _give_back(self, places: int) -> None:
         self.free += places
-        while self._line and self._line[0][0] <= self.free:
+        while self._line and (self._line[0][1].done() or self._line[0][0] <= self.free):
             wanted, turn = self._line.popleft()
-            self.free -= wanted
-            turn.set_result(None)
+            # Who was cancelled has not left the line yet, and will not take its place.
+            if not turn.done():
+                self.free -= wanted
+                turn.set_result(None)

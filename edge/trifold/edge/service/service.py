@@ -76,6 +76,7 @@ class EdgeService(TierService):
             serving_digest=opening.serving_digest,
             capacity=opening.capacity,
             steps_in_flight=steps.in_flight,
+            admitted=opening.admitted,
         )
         async with self._core.open(towards_core, stream.span) as core:
             opened = pb.Opened(

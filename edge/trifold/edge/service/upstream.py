@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,8 @@ _OPEN_SECONDS: Final = 3.0
 _GOODBYE_SECONDS: Final = 1.0
 """How long a Close waits to be heard."""
 
+log = logging.getLogger(__name__)
+
 Call = grpc.aio.StreamStreamCall[bytes, bytes]
 
 
@@ -45,6 +48,7 @@ class Core:
         self.timeout = timeout
         # gRPC tries on where TLS does not come about, and does not say so.
         self.tls_hint = " with TLS, a certificate for this host and the same authority" if tls else ""
+        self._there = True
         self._connection = Connection(address, way(address, tls, insecure=insecure))
 
     @asynccontextmanager
@@ -76,6 +80,12 @@ class Core:
         except DecodeError:
             raise nonsense(self.name, "a description that is not one") from None
 
+    def note(self, *, there: bool) -> None:
+        """Logs when the core is gone, and when it is back."""
+        if there != self._there:
+            log.warning("%s is %s", self.name, "there again" if there else "not there")
+        self._there = there
+
     async def close(self) -> None:
         await self._connection.close()
 
@@ -105,8 +115,10 @@ class CoreStream:
                 await self._write(pb.SessionRequest(open=opening))
                 response, _ = await self._read()
         except TimeoutError:
+            self._core.note(there=False)
             hint = f"is `trifold cloud serve` running{self._core.tls_hint}?"
             raise Unavailable(f"{self._core.name} is not there: {hint}", retry_after=1.0) from None
+        self._core.note(there=True)
         if response.WhichOneof("kind") != "opened":
             raise self.nonsense("no Opened")
         self.opened = response.opened

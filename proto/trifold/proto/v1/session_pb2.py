@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etrifold/proto/v1/session.proto\x12\x10trifold.proto.v1\"\xa2\x01\n\x06Header\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06\x62ranch\x18\x03 \x01(\r\x12\x0b\n\x03seq\x18\x04 \x01(\x04\x12\x10\n\x08\x62\x61se_pos\x18\x05 \x01(\r\x12\x0c\n\x04rows\x18\x06 \x01(\r\x12&\n\x05\x63odec\x18\x07 \x01(\x0e\x32\x17.trifold.proto.v1.Codec\x12\x13\n\x0blogits_from\x18\x08 \x01(\r\"\x19\n\x06Tokens\x12\x0f\n\x03ids\x18\x01 \x03(\rB\x02\x10\x01\"K\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"\xaf\x01\n\x04Open\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x16\n\x0eserving_digest\x18\x03 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x04 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x05 \x01(\r\x12\x17\n\x0fsteps_in_flight\x18\x06 \x01(\r\x12,\n\x08sampling\x18\x07 \x01(\x0b\x32\x1a.trifold.proto.v1.Sampling\"_\n\x08TierInfo\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x10\n\x08provider\x18\x04 \x01(\t\x12\r\n\x05\x65xact\x18\x05 \x01(\x08\"~\n\x06Opened\x12\x0c\n\x04have\x18\x01 \x01(\r\x12\x17\n\x0fsteps_in_flight\x18\x02 \x01(\r\x12\x10\n\x08max_rows\x18\x03 \x01(\r\x12\x10\n\x08lease_ms\x18\x04 \x01(\r\x12)\n\x05tiers\x18\x05 \x03(\x0b\x32\x1a.trifold.proto.v1.TierInfo\"w\n\x04Step\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x18.trifold.proto.v1.Header\x12*\n\x06tokens\x18\x02 \x01(\x0b\x32\x18.trifold.proto.v1.TokensH\x00\x12\x0e\n\x04rows\x18\x03 \x01(\x0cH\x00\x42\t\n\x07payload\"\x83\x01\n\x03Hop\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x10\n\x08queue_ns\x18\x03 \x01(\x04\x12\x12\n\ncompute_ns\x18\x04 \x01(\x04\x12\x10\n\x08total_ns\x18\x05 \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\x06 \x01(\x04\x12\x12\n\nbytes_down\x18\x07 \x01(\x04\"t\n\x06Result\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x18.trifold.proto.v1.Header\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\x12\r\n\x05stale\x18\x03 \x01(\x08\x12#\n\x04hops\x18\x04 \x03(\x0b\x32\x15.trifold.proto.v1.Hop\"\x07\n\x05\x43lose\"\x92\x01\n\x0eSessionRequest\x12&\n\x04open\x18\x01 \x01(\x0b\x32\x16.trifold.proto.v1.OpenH\x00\x12&\n\x04step\x18\x02 \x01(\x0b\x32\x16.trifold.proto.v1.StepH\x00\x12(\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x17.trifold.proto.v1.CloseH\x00\x42\x06\n\x04kind\"q\n\x0fSessionResponse\x12*\n\x06opened\x18\x01 \x01(\x0b\x32\x18.trifold.proto.v1.OpenedH\x00\x12*\n\x06result\x18\x02 \x01(\x0b\x32\x18.trifold.proto.v1.ResultH\x00\x42\x06\n\x04kind\"\x11\n\x0f\x44\x65scribeRequest\"\x8e\x02\n\x10\x44\x65scribeResponse\x12\x16\n\x0eserving_digest\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x02 \x01(\t\x12\x15\n\rmax_positions\x18\x03 \x01(\r\x12\x10\n\x08max_rows\x18\x04 \x01(\r\x12\x17\n\x0fsteps_in_flight\x18\x05 \x01(\r\x12\x10\n\x08sessions\x18\x06 \x01(\r\x12\x10\n\x08kv_bytes\x18\x07 \x01(\x04\x12\x16\n\x0ekv_bytes_limit\x18\x08 \x01(\x04\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12)\n\x05tiers\x18\n \x03(\x0b\x32\x1a.trifold.proto.v1.TierInfo\x12\x0f\n\x07time_ms\x18\x0b \x01(\x04*N\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x0e\n\nCODEC_NONE\x10\x01\x12\x0e\n\nCODEC_BF16\x10\x02\x12\x0e\n\nCODEC_INT8\x10\x03\x32\xb4\x01\n\x0b\x45\x64geService\x12R\n\x07Session\x12 .trifold.proto.v1.SessionRequest\x1a!.trifold.proto.v1.SessionResponse(\x01\x30\x01\x12Q\n\x08\x44\x65scribe\x12!.trifold.proto.v1.DescribeRequest\x1a\".trifold.proto.v1.DescribeResponse2\xb4\x01\n\x0b\x43oreService\x12R\n\x07Session\x12 .trifold.proto.v1.SessionRequest\x1a!.trifold.proto.v1.SessionResponse(\x01\x30\x01\x12Q\n\x08\x44\x65scribe\x12!.trifold.proto.v1.DescribeRequest\x1a\".trifold.proto.v1.DescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etrifold/proto/v1/session.proto\x12\x10trifold.proto.v1\"\xa2\x01\n\x06Header\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06\x62ranch\x18\x03 \x01(\r\x12\x0b\n\x03seq\x18\x04 \x01(\x04\x12\x10\n\x08\x62\x61se_pos\x18\x05 \x01(\r\x12\x0c\n\x04rows\x18\x06 \x01(\r\x12&\n\x05\x63odec\x18\x07 \x01(\x0e\x32\x17.trifold.proto.v1.Codec\x12\x13\n\x0blogits_from\x18\x08 \x01(\r\"\x19\n\x06Tokens\x12\x0f\n\x03ids\x18\x01 \x03(\rB\x02\x10\x01\"K\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"\xc1\x01\n\x04Open\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x16\n\x0eserving_digest\x18\x03 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x04 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x05 \x01(\r\x12\x17\n\x0fsteps_in_flight\x18\x06 \x01(\r\x12,\n\x08sampling\x18\x07 \x01(\x0b\x32\x1a.trifold.proto.v1.Sampling\x12\x10\n\x08\x61\x64mitted\x18\x08 \x01(\x08\"_\n\x08TierInfo\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x10\n\x08provider\x18\x04 \x01(\t\x12\r\n\x05\x65xact\x18\x05 \x01(\x08\"~\n\x06Opened\x12\x0c\n\x04have\x18\x01 \x01(\r\x12\x17\n\x0fsteps_in_flight\x18\x02 \x01(\r\x12\x10\n\x08max_rows\x18\x03 \x01(\r\x12\x10\n\x08lease_ms\x18\x04 \x01(\r\x12)\n\x05tiers\x18\x05 \x03(\x0b\x32\x1a.trifold.proto.v1.TierInfo\"w\n\x04Step\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x18.trifold.proto.v1.Header\x12*\n\x06tokens\x18\x02 \x01(\x0b\x32\x18.trifold.proto.v1.TokensH\x00\x12\x0e\n\x04rows\x18\x03 \x01(\x0cH\x00\x42\t\n\x07payload\"\x83\x01\n\x03Hop\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x10\n\x08queue_ns\x18\x03 \x01(\x04\x12\x12\n\ncompute_ns\x18\x04 \x01(\x04\x12\x10\n\x08total_ns\x18\x05 \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\x06 \x01(\x04\x12\x12\n\nbytes_down\x18\x07 \x01(\x04\"t\n\x06Result\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x18.trifold.proto.v1.Header\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\x12\r\n\x05stale\x18\x03 \x01(\x08\x12#\n\x04hops\x18\x04 \x03(\x0b\x32\x15.trifold.proto.v1.Hop\"\x07\n\x05\x43lose\"\x92\x01\n\x0eSessionRequest\x12&\n\x04open\x18\x01 \x01(\x0b\x32\x16.trifold.proto.v1.OpenH\x00\x12&\n\x04step\x18\x02 \x01(\x0b\x32\x16.trifold.proto.v1.StepH\x00\x12(\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x17.trifold.proto.v1.CloseH\x00\x42\x06\n\x04kind\"q\n\x0fSessionResponse\x12*\n\x06opened\x18\x01 \x01(\x0b\x32\x18.trifold.proto.v1.OpenedH\x00\x12*\n\x06result\x18\x02 \x01(\x0b\x32\x18.trifold.proto.v1.ResultH\x00\x42\x06\n\x04kind\"\x11\n\x0f\x44\x65scribeRequest\"\x8e\x02\n\x10\x44\x65scribeResponse\x12\x16\n\x0eserving_digest\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x02 \x01(\t\x12\x15\n\rmax_positions\x18\x03 \x01(\r\x12\x10\n\x08max_rows\x18\x04 \x01(\r\x12\x17\n\x0fsteps_in_flight\x18\x05 \x01(\r\x12\x10\n\x08sessions\x18\x06 \x01(\r\x12\x10\n\x08kv_bytes\x18\x07 \x01(\x04\x12\x16\n\x0ekv_bytes_limit\x18\x08 \x01(\x04\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12)\n\x05tiers\x18\n \x03(\x0b\x32\x1a.trifold.proto.v1.TierInfo\x12\x0f\n\x07time_ms\x18\x0b \x01(\x04*N\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x0e\n\nCODEC_NONE\x10\x01\x12\x0e\n\nCODEC_BF16\x10\x02\x12\x0e\n\nCODEC_INT8\x10\x03\x32\xb4\x01\n\x0b\x45\x64geService\x12R\n\x07Session\x12 .trifold.proto.v1.SessionRequest\x1a!.trifold.proto.v1.SessionResponse(\x01\x30\x01\x12Q\n\x08\x44\x65scribe\x12!.trifold.proto.v1.DescribeRequest\x1a\".trifold.proto.v1.DescribeResponse2\xb4\x01\n\x0b\x43oreService\x12R\n\x07Session\x12 .trifold.proto.v1.SessionRequest\x1a!.trifold.proto.v1.SessionResponse(\x01\x30\x01\x12Q\n\x08\x44\x65scribe\x12!.trifold.proto.v1.DescribeRequest\x1a\".trifold.proto.v1.DescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TOKENS'].fields_by_name['ids']._loaded_options = None
   _globals['_TOKENS'].fields_by_name['ids']._serialized_options = b'\020\001'
-  _globals['_CODEC']._serialized_start=1662
-  _globals['_CODEC']._serialized_end=1740
+  _globals['_CODEC']._serialized_start=1680
+  _globals['_CODEC']._serialized_end=1758
   _globals['_HEADER']._serialized_start=53
   _globals['_HEADER']._serialized_end=215
   _globals['_TOKENS']._serialized_start=217
@@ -42,29 +42,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLING']._serialized_start=244
   _globals['_SAMPLING']._serialized_end=319
   _globals['_OPEN']._serialized_start=322
-  _globals['_OPEN']._serialized_end=497
-  _globals['_TIERINFO']._serialized_start=499
-  _globals['_TIERINFO']._serialized_end=594
-  _globals['_OPENED']._serialized_start=596
-  _globals['_OPENED']._serialized_end=722
-  _globals['_STEP']._serialized_start=724
-  _globals['_STEP']._serialized_end=843
-  _globals['_HOP']._serialized_start=846
-  _globals['_HOP']._serialized_end=977
-  _globals['_RESULT']._serialized_start=979
-  _globals['_RESULT']._serialized_end=1095
-  _globals['_CLOSE']._serialized_start=1097
-  _globals['_CLOSE']._serialized_end=1104
-  _globals['_SESSIONREQUEST']._serialized_start=1107
-  _globals['_SESSIONREQUEST']._serialized_end=1253
-  _globals['_SESSIONRESPONSE']._serialized_start=1255
-  _globals['_SESSIONRESPONSE']._serialized_end=1368
-  _globals['_DESCRIBEREQUEST']._serialized_start=1370
-  _globals['_DESCRIBEREQUEST']._serialized_end=1387
-  _globals['_DESCRIBERESPONSE']._serialized_start=1390
-  _globals['_DESCRIBERESPONSE']._serialized_end=1660
-  _globals['_EDGESERVICE']._serialized_start=1743
-  _globals['_EDGESERVICE']._serialized_end=1923
-  _globals['_CORESERVICE']._serialized_start=1926
-  _globals['_CORESERVICE']._serialized_end=2106
+  _globals['_OPEN']._serialized_end=515
+  _globals['_TIERINFO']._serialized_start=517
+  _globals['_TIERINFO']._serialized_end=612
+  _globals['_OPENED']._serialized_start=614
+  _globals['_OPENED']._serialized_end=740
+  _globals['_STEP']._serialized_start=742
+  _globals['_STEP']._serialized_end=861
+  _globals['_HOP']._serialized_start=864
+  _globals['_HOP']._serialized_end=995
+  _globals['_RESULT']._serialized_start=997
+  _globals['_RESULT']._serialized_end=1113
+  _globals['_CLOSE']._serialized_start=1115
+  _globals['_CLOSE']._serialized_end=1122
+  _globals['_SESSIONREQUEST']._serialized_start=1125
+  _globals['_SESSIONREQUEST']._serialized_end=1271
+  _globals['_SESSIONRESPONSE']._serialized_start=1273
+  _globals['_SESSIONRESPONSE']._serialized_end=1386
+  _globals['_DESCRIBEREQUEST']._serialized_start=1388
+  _globals['_DESCRIBEREQUEST']._serialized_end=1405
+  _globals['_DESCRIBERESPONSE']._serialized_start=1408
+  _globals['_DESCRIBERESPONSE']._serialized_end=1678
+  _globals['_EDGESERVICE']._serialized_start=1761
+  _globals['_EDGESERVICE']._serialized_end=1941
+  _globals['_CORESERVICE']._serialized_start=1944
+  _globals['_CORESERVICE']._serialized_end=2124
 # @@protoc_insertion_point(module_scope)

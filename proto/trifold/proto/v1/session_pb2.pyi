@@ -171,6 +171,7 @@ class Open(_message.Message):
     CAPACITY_FIELD_NUMBER: _builtins.int
     STEPS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    ADMITTED_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     epoch: _builtins.int
     serving_digest: _builtins.str
@@ -181,6 +182,8 @@ class Open(_message.Message):
     """Positions to reserve: prompt + max_tokens + drafts."""
     steps_in_flight: _builtins.int
     """Steps the caller would like to have in flight; 0 leaves it to the tier."""
+    admitted: _builtins.bool
+    """The session was open before, so it was admitted: tiers let it in again above their limit of sessions."""
     @_builtins.property
     def sampling(self) -> Global___Sampling:
         """From device to edge only."""
@@ -195,10 +198,11 @@ class Open(_message.Message):
         capacity: _builtins.int = ...,
         steps_in_flight: _builtins.int = ...,
         sampling: Global___Sampling | None = ...,
+        admitted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "capacity", b"capacity", "epoch", b"epoch", "sampling", b"sampling", "serving_digest", b"serving_digest", "session", b"session", "steps_in_flight", b"steps_in_flight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "admitted", b"admitted", "capacity", b"capacity", "epoch", b"epoch", "sampling", b"sampling", "serving_digest", b"serving_digest", "session", b"session", "steps_in_flight", b"steps_in_flight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -34,6 +34,7 @@ class Conversation(ABC):
         self.steps = steps
         self.window = Window(steps.in_flight)
         self.computed = Lane(self.pass_on)
+        seat.idle = self._idle
         self._scheduler = scheduler
 
     async def run(self) -> None:
@@ -55,7 +56,6 @@ class Conversation(ABC):
         """Computes the caller's steps. Does not end before the conversation, unless by Close."""
         while (request := await self.stream.read()) is not None:
             arrived_ns = perf_counter_ns()
-            self.seat.touch()
             kind = request.WhichOneof("kind")
             if kind == "close":
                 self.seat.closed = True
@@ -96,6 +96,13 @@ class Conversation(ABC):
             compute_ns=turn.compute_ns,
             total_ns=total_ns,
         )
+
+    def _idle(self) -> float:
+        """Seconds since the caller should have taken an answer, or asked for something."""
+        if self.window.unanswered and self.stream.writing_since is None:
+            return 0.0
+        since = self.stream.writing_since or self.window.used_at
+        return asyncio.get_running_loop().time() - since
 
     def _compute(self, step: pb.Step) -> bytes | None:
         """None for a step that has become stale while it waited."""

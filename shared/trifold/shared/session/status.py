@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 def public(error: Exception) -> TrifoldError:
     """The error as others may see it. All but a TrifoldError is logged, and only a number told."""
     if isinstance(error, TrifoldError):
+        log.info("refused or broken off: %s (%s)", error.message, error.reason)
         return error
     number = secrets.token_hex(4)
     log.error("internal error %s", number, exc_info=error)

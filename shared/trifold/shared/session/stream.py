@@ -44,6 +44,8 @@ class MessageStream(Generic[Request, Response]):
         self._context = context
         self._request = request
         self._traffic = traffic(link)
+        self.writing_since: float | None = None
+        """Since when the caller has not taken an answer, on the clock of the event loop."""
 
     async def first(self) -> Request | None:
         """As read(), with a deadline. Raises DeadlineExceeded."""
@@ -71,10 +73,12 @@ class MessageStream(Generic[Request, Response]):
     async def write(self, response: Response) -> None:
         data = response.SerializeToString()
         self._traffic.down(len(data))
+        self.writing_since = asyncio.get_running_loop().time()
         try:
             await self._context.write(data)
         except grpc.aio.BaseError:
             raise _lost() from None
+        self.writing_since = None
 
 
 Stream: TypeAlias = MessageStream[pb.SessionRequest, pb.SessionResponse]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Generic, Protocol, Self, TypeVar
 
@@ -83,14 +84,12 @@ class Seat(Generic[C]):
     def __init__(self, table: SessionTable[C], session: Session[C]) -> None:
         loop = asyncio.get_running_loop()
         self.session = session
-        self.since = self.used_at = loop.time()
+        self.since = loop.time()
+        self.idle: Callable[[], float] = lambda: 0.0
+        """For how many seconds it has been the caller's turn to do something."""
         self.lost: asyncio.Future[None] = loop.create_future()
         self.closed = False
         self._table = table
-
-    def touch(self) -> None:
-        """Its stream is in use."""
-        self.used_at = asyncio.get_running_loop().time()
 
     async def cache(self) -> C:
         """The session's cache, when the engine has made it and done with whatever used it before."""
@@ -127,8 +126,8 @@ class Seat(Generic[C]):
 class SessionTable(Generic[C]):
     """Sessions by id, within `memory` bytes of caches; one without a stream is kept for `lease` seconds.
 
-    New ones are refused while `streams` sessions have a stream. One that is resumed was admitted before and
-    is let in again; one whose stream has not been used for `lease` seconds gives way to a new one.
+    New ones are refused while `streams` sessions have a stream. One that was admitted before is let in again;
+    one whose caller has let its stream rest for `lease` seconds gives way to a new one.
     """
 
     def __init__(
@@ -169,10 +168,8 @@ class SessionTable(Generic[C]):
         """
         if self.draining:
             raise Unavailable("the service is shutting down", retry_after=_RETRY_SECONDS)
-        if opening.epoch <= 1:
-            self._find_place()
         session = self._sessions.get((tenant, opening.session))
-        session = self._reserve(opening, tenant) if session is None else self._take_over(session, opening)
+        session = self._admit(opening, tenant) if session is None else self._take_over(session, opening)
         session.seat = Seat(self, session)
         self._empty.clear()
         return session.seat
@@ -202,19 +199,21 @@ class SessionTable(Generic[C]):
             if session.seat:
                 session.seat.evict(error)
 
-    def _find_place(self) -> None:
-        """Raises Overloaded where every stream that there may be is in use."""
+    def _admit(self, opening: pb.Open, tenant: str) -> Session[C]:
+        """A new session, in the place of an idle one where it needs that. Raises Overloaded."""
         seats = [session.seat for session in self._sessions.values() if session.seat]
         taken = [seat for seat in seats if not seat.lost.done()]
-        if len(taken) < self.streams:
-            return
-        idlest = min(taken, key=lambda seat: seat.used_at)
-        if asyncio.get_running_loop().time() - idlest.used_at < self.lease:
+        if opening.admitted or len(taken) < self.streams:
+            return self._reserve(opening, tenant)
+        idlest = max(taken, key=lambda seat: seat.idle())
+        if idlest.idle() < self.lease:
             raise Overloaded(
                 f"all {self.streams} sessions that are served at a time are running",
-                retry_after=self._turnover.retry_after,
+                retry_after=self._turnover.seconds,
             )
+        session = self._reserve(opening, tenant)
         idlest.evict(Unavailable("the session was idle, and its place was needed: resume it"))
+        return session
 
     def _reserve(self, opening: pb.Open, tenant: str) -> Session[C]:
         size = self.maker.cache_bytes(opening.capacity)
@@ -227,9 +226,9 @@ class SessionTable(Generic[C]):
             raise Overloaded(
                 f"no room for {opening.capacity} positions: {len(self)} sessions hold "
                 f"{self.reserved >> 20} of {self.memory >> 20} MiB",
-                retry_after=self._turnover.retry_after,
+                retry_after=self._turnover.seconds,
             )
-        if opening.epoch > 1:
+        if opening.admitted:
             RESUMES.labels(FORGOTTEN).inc()
         self._served += 1
         session: Session[C] = Session(opening, tenant, size, self._served)

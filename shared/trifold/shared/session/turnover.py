@@ -12,16 +12,16 @@ _LONGEST: Final = 30.0
 
 
 class Turnover:
-    """The running `mean` of how many seconds places are held: after so long, every one has become free."""
+    """A running mean of how long places are held."""
 
     def __init__(self) -> None:
-        self.mean = 1.0
+        self._mean = 1.0
 
     def note(self, seconds: float) -> None:
         """A place was held for so long."""
-        self.mean += (seconds - self.mean) * _WEIGHT
+        self._mean += (seconds - self._mean) * _WEIGHT
 
     @property
-    def retry_after(self) -> float:
-        """Seconds."""
-        return min(max(self.mean, _SHORTEST), _LONGEST)
+    def seconds(self) -> float:
+        """After so many every place has become free, within reason."""
+        return min(max(self._mean, _SHORTEST), _LONGEST)

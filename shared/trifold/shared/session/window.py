@@ -25,21 +25,23 @@ class Passage:
 
 
 class Window:
-    """Never more than `size` steps at a time."""
+    """Never more than `size` steps at a time; `used_at` is when it was opened, or one was last answered."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._unanswered = 0
+        self.unanswered = 0
+        self.used_at = asyncio.get_running_loop().time()
 
     def come(self) -> None:
         """Raises InvalidRequest for a caller who does not wait for answers."""
-        if self._unanswered == self._size:
+        if self.unanswered == self._size:
             raise InvalidRequest(f"more than the agreed {self._size} steps are unanswered: wait for results")
-        self._unanswered += 1
+        self.unanswered += 1
 
     def answered(self) -> None:
         """To be called ahead of writing an answer: its reader may be faster than the writer's return."""
-        self._unanswered -= 1
+        self.unanswered -= 1
+        self.used_at = asyncio.get_running_loop().time()
 
 
 class Lane:
