@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import grpc.aio
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ObjectIdentifier
@@ -122,3 +124,27 @@ def self_signed(uris: Sequence[str], hosts: Sequence[str] = (HOST,)) -> Pair:
         ends=now + timedelta(hours=1),
     )
     return Pair(key_pem(key), certificates.pem(made))
+
+
+@asynccontextmanager
+async def answering(shown: Pair | None) -> AsyncIterator[str]:
+    """A service that answers everything; with this certificate, or in plain text."""
+
+    async def answer(_: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        await context.write(b"")
+
+    class Everything(grpc.GenericRpcHandler):
+        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+            return grpc.stream_stream_rpc_method_handler(answer)
+
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers([Everything()])
+    if shown:
+        port = server.add_secure_port(f"{HOST}:0", grpc.ssl_server_credentials([shown]))
+    else:
+        port = server.add_insecure_port(f"{HOST}:0")
+    await server.start()
+    try:
+        yield f"{HOST}:{port}"
+    finally:
+        await server.stop(0)

@@ -46,7 +46,7 @@ def _unpack() -> None:
 
 
 class Prometheus:
-    """A server with the rules of deploy/ that scrapes `jobs` four times a second, as a context.
+    """A server with the rules of deploy/ that scrapes `jobs` every two seconds, as a context.
 
     `jobs` has the addresses of each job.
     """
@@ -57,7 +57,7 @@ class Prometheus:
             {"job_name": job, "static_configs": [{"targets": [*addresses]}]}
             for job, addresses in jobs.items()
         ]
-        every = {"scrape_interval": "250ms", "scrape_timeout": "250ms", "evaluation_interval": "250ms"}
+        every = {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "2s"}
         config = {"global": every, "rule_files": [str(RULES / "alerts.yml")], "scrape_configs": scrapes}
         (folder / "prometheus.yml").write_text(json.dumps(config))  # which is YAML, too
         self._log = (folder / "log").open("w")

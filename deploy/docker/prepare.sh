@@ -3,9 +3,10 @@
 # model in /model and, if it has no certificate that still holds, a token. Run again, it adds what is missing.
 set -eu
 cd /var/lib/trifold
-if [ ! -e authority/fingerprint ]; then
+if [ ! -s authority/fingerprint ]; then
     rm -rf authority/keys
-    trifold certs init authority/keys --host authority | sed -n 's/^fingerprint //p' >authority/new
+    told=$(trifold certs init authority/keys --host authority)
+    echo "$told" | sed -n 's/^fingerprint //p' >authority/new
     mv authority/new authority/fingerprint
 fi
 [ -e authority/bundle ] || trifold split /model --out authority/bundle
@@ -13,7 +14,11 @@ fi
 node() {
     folder=$1 role=$2 part=$3
     mkdir -p "$folder/bundle"
-    [ -e "$folder/bundle/$part" ] || cp -r "authority/bundle/$part" "$folder/bundle/"
+    if [ ! -e "$folder/bundle/$part" ]; then
+        rm -rf "$folder/bundle/$part.new"
+        cp -r "authority/bundle/$part" "$folder/bundle/$part.new"
+        mv "$folder/bundle/$part.new" "$folder/bundle/$part"
+    fi
     # A certificate holds for a day, and running services renew it: an older one is of a node that was away.
     if [ -z "$(find "$folder" -path "$folder/node/chain.pem" -mmin -1430)" ]; then
         cp authority/fingerprint "$folder/"

@@ -6,10 +6,12 @@
 #
 # WHAT is one or more of authority, core, edge, device (a site's service), sdk (the client in Python alone).
 #   --wheel         Trifold's wheel; without it, the one in dist/ (`make wheel`)
-#   --prefix        where the program goes (/opt/trifold)
+#   --prefix        where the program goes (/opt/trifold), with --only-program
 #   --only-program  no service user, settings and units, as in an image
 set -euo pipefail
 shopt -s inherit_errexit
+# The service user reads what root installs.
+umask 022
 
 prefix=/opt/trifold
 state=/var/lib/trifold
@@ -61,7 +63,7 @@ own_python() {
 need_venv() {
     "$1" -c 'import ensurepip, venv' 2>/dev/null && return
     [[ $EUID -eq 0 && -x $(command -v apt-get) ]] || die "$1 has no venv: install your system's package for it (python3-venv)"
-    apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends python3-venv
+    { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends python3-venv; } >&2
 }
 
 pip_install() {
@@ -85,7 +87,7 @@ bring_python() {
 # Does this Python have an ONNX Runtime for the GPU, of the version that the shards are for? PyPI has none for
 # aarch64: it comes with JetPack or from NVIDIA, and is then to be seen from the virtual environment.
 has_gpu_runtime() {
-    "$1" - "$(sed -n 's/^onnxruntime==\([0-9]*\.[0-9]*\)\..*/\1/p' "$locks/edge.txt")" <<'PYTHON' 2>/dev/null
+    ORT_DISABLE_TELEMETRY=1 "$1" - "$(sed -n 's/^onnxruntime==\([0-9]*\.[0-9]*\)\..*/\1/p' "$locks/edge.txt")" <<'PYTHON' 2>/dev/null
 import sys
 import onnxruntime
 
@@ -137,7 +139,9 @@ install_services() {
     install -m 0644 "$here"/../systemd/trifold-renew@.* "$units/"
     for kind in "${what[@]}"; do
         install -d -m 0700 -o trifold -g trifold "$state/$kind"
-        [[ $kind = sdk ]] || install -m 0644 "$here/../systemd/trifold-$kind.service" "$units/"
+        [[ $kind = sdk ]] && continue
+        install -m 0644 "$here/../systemd/trifold-$kind.service" "$units/"
+        install -D -m 0644 "$here/../systemd/serving.conf" "$units/trifold-$kind.service.d/serving.conf"
     done
     systemctl daemon-reload
     for kind in "${what[@]}"; do
@@ -157,6 +161,7 @@ while [[ $# -gt 0 ]]; do
     shift
 done
 [[ ${#what[@]} -gt 0 ]] || die "say what to install: authority, core, edge, device or sdk"
+[[ -z $services || $prefix = /opt/trifold ]] || die "services run what lies in /opt/trifold: --prefix is for --only-program"
 if [[ -z $wheel ]]; then
     found=("$here"/../../dist/trifold-*.whl)
     wheel=${found[-1]}

@@ -75,10 +75,13 @@ async def test_who_leaves_the_line_as_its_place_becomes_free_harms_nobody() -> N
     places = Places(1, patience=100)
     seated, waiting, last = (Guest(places) for _ in range(3))
     await settle()
+    leaving = asyncio.create_task(seated.leave())
+    await asyncio.sleep(0)
     waiting.task.cancel()
-    await seated.leave()
+    await leaving
     await settle()
     assert last.seated.is_set()
+    assert (places.running, places.waiting, places.free) == (1, 0, 0)
     await last.leave()
     assert (places.running, places.waiting, places.free) == (0, 0, 1)
 

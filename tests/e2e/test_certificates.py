@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grpc.aio
 import pytest
@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.cloud.cores import codec_of, settled, some_rows
 from tests.cloud.trainings import running_training
-from tests.identities import HOST, TENANT, Forger, Pair, enrolled, pair, self_signed
+from tests.identities import HOST, TENANT, Forger, Pair, answering, enrolled, pair, self_signed
 from tests.shared.sites import train_bundle
 from tests.tiers import running_core, running_edge
 from tests.wire import Peer
@@ -250,30 +250,6 @@ def wrong_services(authority: Authority, folder: Path) -> dict[str, Pair | None]
         "wrong name: no host": forger.certificate(good, hosts=[]),
         "plain text": None,
     }
-
-
-@asynccontextmanager
-async def answering(shown: Pair | None) -> AsyncIterator[str]:
-    """A service that answers everything; with this certificate, or in plain text."""
-
-    async def answer(_: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        await context.write(b"")
-
-    class Everything(grpc.GenericRpcHandler):
-        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
-            return grpc.stream_stream_rpc_method_handler(answer)
-
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers([Everything()])
-    if shown:
-        port = server.add_secure_port(f"{HOST}:0", grpc.ssl_server_credentials([shown]))
-    else:
-        port = server.add_insecure_port(f"{HOST}:0")
-    await server.start()
-    try:
-        yield f"{HOST}:{port}"
-    finally:
-        await server.stop(0)
 
 
 async def test_no_rpc_is_sent_to_a_service_with_a_certificate_that_is_wrong(

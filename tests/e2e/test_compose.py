@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import ssl
 import subprocess
 import sys
@@ -46,13 +47,11 @@ class Containers:
             text = text.replace("/model", str(ROOT / "models" / "trifold-nano"))
             (self._scripts / script).write_text(self._here(text))
 
-    def prepare(self) -> None:
-        """Runs the service that runs once."""
+    def prepare(self, hindrance: str = ":") -> subprocess.CompletedProcess[str]:
+        """Runs the service that runs once, in a shell in which a line was typed before."""
         (script,) = self._services["prepare"]["entrypoint"]
-        done = subprocess.run(
-            ["sh", self._here(script)], env=self._environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        command = ["sh", "-c", f"{hindrance}; exec sh {self._here(script)}"]
+        return subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
 
     def start(self, name: str) -> None:
         """Starts a service and waits until it is healthy, by what its container is asked."""
@@ -105,7 +104,8 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
 
 
 def test_what_compose_starts_gives_tokens_over_tls(containers: Containers) -> None:
-    containers.prepare()
+    prepared = containers.prepare()
+    assert prepared.returncode == 0, prepared.stderr
     for name in ("authority", "core", "edge", "device"):
         containers.start(name)
     nodes = ("core", "edge", "device")
@@ -132,5 +132,26 @@ def test_what_compose_starts_gives_tokens_over_tls(containers: Containers) -> No
     certificate = containers.state / "edge" / "node" / "chain.pem"
     two_days_ago = time.time() - 2 * 86_400
     os.utime(certificate, (two_days_ago, two_days_ago))
-    containers.prepare()
+    assert containers.prepare().returncode == 0
     assert [name for name in nodes if (containers.state / name / "token").exists()] == ["edge"]
+
+
+def test_a_first_run_that_failed_is_mended_by_the_next(containers: Containers) -> None:
+    assert "trifold: not found" in containers.prepare("PATH=/usr/bin:/bin").stderr
+    mended = containers.prepare()
+    assert mended.returncode == 0, mended.stderr
+    containers.start("authority")
+    containers.start("core")
+
+
+def test_a_part_of_the_model_that_was_cut_short_is_copied_again(containers: Containers) -> None:
+    assert containers.prepare().returncode == 0
+    part = containers.state / "core" / "bundle" / "cloud"
+    shutil.rmtree(part)
+    assert containers.prepare("ulimit -f 64").returncode, "it wrote files of more than 32 KiB"
+    assert containers.prepare().returncode == 0
+    whole = containers.state / "authority" / "bundle" / "cloud"
+    assert [path.name for path in part.parent.iterdir()] == ["cloud"]
+    assert {path.name: path.read_bytes() for path in part.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }

@@ -101,7 +101,7 @@ async def test_a_resume_is_counted_by_what_ended_the_stream_before(bundle: Path)
         with grows(1, metrics.RESUMES, "STALE_EPOCH"):
             await peer.call().open(digest, session=again.session, epoch=3)
         with grows(1, metrics.RESUMES, metrics.FORGOTTEN):
-            await peer.call().open(digest, epoch=2)
+            await peer.call().open(digest, epoch=2, admitted=True)
 
 
 async def test_refusals_are_counted_by_reason_also_those_at_the_door(bundle: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ async def test_refusals_are_counted_by_reason_also_those_at_the_door(bundle: Pat
 
 
 async def test_readings_are_those_of_the_sessions_and_the_certificate(bundle: Path, tmp_path: Path) -> None:
-    node = enrolled(Authority.init(tmp_path / "authority", [HOST]), tmp_path / "edge", "edge")
+    node = enrolled(Authority.init(tmp_path / "authority", [HOST]), tmp_path / "core", "core")
     async with running_core(bundle, streams=3) as core, Peer.at(core.address, "CoreService") as peer:
         server = TierServer(core.service)
         before = readings(server)

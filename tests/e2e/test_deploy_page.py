@@ -22,6 +22,8 @@ from time import perf_counter
 from types import TracebackType
 from typing import Final, Self
 
+import pytest
+
 from tests.test_readme import ROOT
 
 PAGE: Final = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
@@ -57,7 +59,7 @@ class Shell:
     def enter(self, line: str) -> str:
         """What a line prints until it ends; one with & until what it started is ready."""
         assert self._shell.stdin
-        self._shell.stdin.write(f"{line}\necho; echo ended $?\n")
+        self._shell.stdin.write(f"{line}\nprintf '\\nended %s\\n' $?\n")
         self._shell.stdin.flush()
         waits = line.endswith("&")
         shown, ended, ready = [], None, not waits
@@ -108,6 +110,12 @@ def test_a_newcomer_gets_from_three_bare_machines_to_a_token_over_tls(tmp_path: 
     assert "https://127.0.0.1" in line
     installed = "installs included" if REAL else "without installs"
     print(f"\nfrom a copy of the repository to a token over TLS: {typed} commands, {took:.0f} s, {installed}")
+
+
+def test_a_line_that_fails_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "edge").mkdir()
+    with Shell(tmp_path, "edge") as shell, pytest.raises(AssertionError, match="`ls nowhere` failed"):
+        shell.enter("ls nowhere")
 
 
 def test_the_page_installs_on_each_machine() -> None:

@@ -1,129 +1,37 @@
-"""`trifold doctor` as its own process, against real services, and its checks of the machine by themselves."""
+"""`trifold doctor` as a whole, and what it tells of the machine and of what lies there."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
-from time import time
-from typing import NamedTuple
 
 import onnxruntime as ort
 import pytest
 
+from tests.edge.examinations import MAIN, doctor, fault, found, running_authority
 from tests.edge.jetsons import put
-from tests.identities import HOST, TENANT, Forger, enrolled
-from tests.network.proxy import Proxy
+from tests.identities import enrolled
 from tests.tiers import running_core
-from trifold.cloud.authority.authority import Authority
-from trifold.cloud.authority.service import AuthorityServer
 from trifold.edge.doctor import processor, providers
-from trifold.edge.doctor.authority import AUTHORITY
 from trifold.edge.doctor.bundle import BUNDLE
-from trifold.edge.doctor.certificate import CERTIFICATE
 from trifold.edge.doctor.check import Check
 from trifold.edge.doctor.command import CHECKS
-from trifold.edge.doctor.core import CORE
 from trifold.edge.doctor.disk import DISK
 from trifold.edge.doctor.finding import Finding, ok
-from trifold.edge.doctor.link import Crossing, _told
 from trifold.edge.doctor.memory import MEMORY
 from trifold.edge.doctor.patient import Patient
 from trifold.edge.doctor.processor import PROCESSOR
 from trifold.edge.doctor.providers import PROVIDERS
 from trifold.edge.doctor.trial import _PROBE
 from trifold.edge.doctor.versions import VERSIONS
-from trifold.shared import durable
-from trifold.shared.identity.request import write_private
-from trifold.shared.session import service as service_module
 
 ROOT = Path(__file__).parents[2]
-MAIN = [sys.executable, "-m", "trifold.shared.cli.main"]
-
-
-class Result(NamedTuple):
-    code: int
-    findings: list[tuple[str, Finding]]
-
-    def of(self, check: str) -> list[Finding]:
-        return [finding for name, finding in self.findings if name == check]
-
-    def verdicts(self, check: str) -> set[str]:
-        return {finding.verdict for finding in self.of(check)}
-
-    def fault(self, check: str) -> Finding:
-        """The one fault of a check, which ends the command with 1 and says what to do."""
-        assert self.code == 1
-        [fault] = [finding for finding in self.of(check) if finding.verdict == "fault"]
-        return fault
-
-
-async def doctor(*arguments: str | Path, command: list[str] = MAIN, **variables: str) -> Result:
-    """What `trifold doctor` finds."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        *("doctor", "--json", "--threads", "1"),
-        *map(str, arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=os.environ | variables,
-    )
-    out, err = await process.communicate()
-    assert out, err.decode()
-    report = json.loads(out)
-    findings = [(told.pop("check"), Finding(**told)) for told in report["findings"]]
-    for _, finding in findings:
-        assert bool(finding.remedy) == (finding.verdict in ("warning", "fault"))
-    assert report["healthy"] == (process.returncode == 0)
-    return Result(process.returncode or 0, findings)
-
-
-def found(check: Check, patient: Patient | None = None) -> list[Finding]:
-    return list(check.findings(patient or Patient()))
-
-
-def fault(check: Check, patient: Patient) -> Finding:
-    """The one fault that a check finds, with what to do."""
-    [fault] = [finding for finding in found(check, patient) if finding.verdict == "fault"]
-    assert fault.remedy
-    return fault
-
-
-@asynccontextmanager
-async def running_authority(folder: Path) -> AsyncIterator[AuthorityServer]:
-    Authority.init(folder, [HOST])
-    server = AuthorityServer(Authority(folder, timedelta(days=1)), f"{HOST}:0", f"{HOST}:0")
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop()
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    """One that is not running."""
-    Authority.init(tmp_path / "authority", [HOST])
-    return Authority(tmp_path / "authority")
-
-
-def forged(authority: Authority, folder: Path, *, begins: float, ends: float) -> Path:
-    """An edge whose certificate holds from so many hours from now to so many."""
-    made = Forger(authority).certificate([f"trifold://{TENANT}/edge/edge"], begins=begins, ends=ends)
-    folder.mkdir()
-    write_private(folder / "key.pem", made.key)
-    durable.write(folder / "chain.pem", made.chain)
-    durable.write(folder / "authority.pem", authority.root_pem)
-    return folder
 
 
 async def test_a_site_that_is_well_has_no_fault_and_everything_was_looked_at(
@@ -139,8 +47,11 @@ async def test_a_site_that_is_well_has_no_fault_and_everything_was_looked_at(
             assert len(core.service.table) == 0
     assert result.code == 0
     assert [check.name for check in CHECKS] == list(dict.fromkeys(name for name, _ in result.findings))
-    for check in ("bundle", "numerics", "certificate", "authority", "clock", "core", "link"):
+    for check in ("bundle", "numerics", "certificate", "authority", "clock"):
         assert result.verdicts(check) == {"ok"}
+    # A busy machine is as slow as a core that is far away.
+    for check in ("core", "link"):
+        assert result.verdicts(check) <= {"ok", "warning"}
     assert "role edge: may call CoreService" in result.of("certificate")[1].detail
     assert "it serves this bundle" in result.of("core")[0].detail
 
@@ -203,173 +114,6 @@ def test_tiers_of_different_bundles_in_one_folder_are_a_fault(
     shutil.copytree(bundle / "edge", tmp_path / "edge")
     shutil.copytree(attending_bundle / "device", tmp_path / "device")
     assert "from different bundles" in fault(BUNDLE, Patient(bundle=tmp_path)).detail
-
-
-async def test_a_core_that_is_not_there_is_a_fault(bundle: Path, unused_tcp_port: int) -> None:
-    result = await doctor("--bundle", bundle, "--core", f"127.0.0.1:{unused_tcp_port}")
-    fault = result.fault("core")
-    assert fault.detail == f"nothing listens at 127.0.0.1:{unused_tcp_port}"
-    assert "start the service" in fault.remedy
-    assert (result.verdicts("clock"), result.verdicts("link")) == ({"skipped"}, {"skipped"})
-
-
-def test_a_host_that_has_no_address_is_a_fault() -> None:
-    assert "look up" in fault(CORE, Patient(core="core.invalid:50060", insecure=True)).detail
-
-
-async def test_a_core_with_another_bundle_is_a_fault(bundle: Path, attending_bundle: Path) -> None:
-    async with running_core(attending_bundle) as core:
-        result = await doctor("--bundle", bundle / "edge", "--core", core.address)
-    assert "sessions are refused" in result.fault("core").detail
-    assert "copy this machine's part" in result.fault("core").remedy
-    assert result.verdicts("link") == {"skipped"}
-
-
-@pytest.mark.parametrize(
-    ("ahead", "verdict"), [(-3600, "fault"), (3600, "fault"), (20, "warning"), (0.5, "ok")]
-)
-async def test_a_clock_that_is_not_the_cores_is_told(
-    bundle: Path, ahead: float, verdict: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service_module, "time", lambda: time() - ahead)
-    async with running_core(bundle) as core:
-        result = await doctor("--core", core.address)
-    [finding] = result.of("clock")
-    assert finding.verdict == verdict
-    assert ("ahead of the core" in finding.detail) == (ahead > 1)
-    assert ("behind the core" in finding.detail) == (ahead < 0)
-    assert ("timedatectl" in finding.remedy) == (verdict == "fault")
-
-
-async def test_without_a_core_the_clock_is_compared_with_the_authoritys(tmp_path: Path) -> None:
-    async with running_authority(tmp_path / "authority") as server:
-        node = enrolled(server.authority, tmp_path / "edge", "edge", address=server.renewal)
-        result = await doctor("--tls", node)
-    assert [finding.detail for finding in result.of("clock")] == ["agrees with the authority's"]
-
-
-async def test_a_certificate_that_ran_out_is_a_fault(
-    authority: Authority, bundle: Path, tmp_path: Path
-) -> None:
-    edge = forged(authority, tmp_path / "edge", begins=-25, ends=-1)
-    async with running_core(bundle, tls=enrolled(authority, tmp_path / "core", "core")) as core:
-        result = await doctor("--tls", edge, "--core", core.address)
-    assert "ran out 1 h 0 min ago" in result.fault("certificate").detail
-    assert "trifold node enroll" in result.fault("certificate").remedy
-    assert "is the certificate of this node good" in result.fault("core").remedy
-
-
-def test_a_certificate_that_has_not_begun_points_at_the_clock(authority: Authority, tmp_path: Path) -> None:
-    edge = forged(authority, tmp_path / "edge", begins=2, ends=26)
-    assert "the clock here is behind" in fault(CERTIFICATE, Patient(tls=edge)).detail
-
-
-def test_a_certificate_that_should_have_been_renewed_is_told(authority: Authority, tmp_path: Path) -> None:
-    edge = forged(authority, tmp_path / "edge", begins=-20, ends=4)
-    late = found(CERTIFICATE, Patient(tls=edge))[0]
-    assert late.verdict == "warning"
-    assert "trifold node renew" in late.remedy
-
-
-def test_a_folder_that_is_no_nodes_is_a_fault(tmp_path: Path) -> None:
-    assert "cannot be read" in fault(CERTIFICATE, Patient(tls=tmp_path)).detail
-
-
-async def test_a_node_that_was_revoked_is_a_fault(tmp_path: Path) -> None:
-    async with running_authority(tmp_path / "authority") as server:
-        node = enrolled(server.authority, tmp_path / "edge", "edge", address=server.renewal)
-        server.authority.register.revoke("edge")
-        result = await doctor("--tls", node)
-    assert "revoked" in result.fault("authority").detail
-
-
-def test_an_authority_that_is_away_is_a_warning(authority: Authority, tmp_path: Path) -> None:
-    node = enrolled(authority, tmp_path / "edge", "edge", address=f"{HOST}:1")
-    assert [finding.verdict for finding in found(AUTHORITY, Patient(tls=node))] == ["warning"]
-
-
-async def test_a_node_of_another_role_has_no_session_with_the_core(
-    authority: Authority, bundle: Path, tmp_path: Path
-) -> None:
-    device = enrolled(authority, tmp_path / "device", "device")
-    async with running_core(bundle, tls=enrolled(authority, tmp_path / "core", "core")) as core:
-        result = await doctor("--tls", device, "--core", core.address, "--bundle", bundle)
-    assert result.code == 0
-    assert result.verdicts("core") == {"ok"}
-    assert "this node is a device" in result.of("link")[0].detail
-
-
-async def test_a_core_with_tls_and_a_doctor_without_are_told_apart_and_the_other_way_round(
-    authority: Authority, bundle: Path, tmp_path: Path
-) -> None:
-    async with running_core(bundle, tls=enrolled(authority, tmp_path / "core", "core")) as core:
-        assert "speaks TLS" in (await doctor("--core", core.address)).fault("core").detail
-    edge = enrolled(authority, tmp_path / "edge", "edge")
-    async with running_core(bundle) as core:
-        result = await doctor("--core", core.address, "--tls", edge)
-    assert "does not speak TLS" in result.fault("core").detail
-
-
-@pytest.mark.parametrize(
-    ("begins", "ends", "hosts", "told", "remedy"),
-    [
-        (-25.0, -1.0, [HOST], "and here it is", "set the clocks"),
-        (1.0, 25.0, [HOST], "and here it is", "set the clocks"),
-        (-1.0, 1.0, ["core.example.org"], "is for core.example.org, not for 127.0.0.1", "--host 127.0.0.1"),
-    ],
-)
-async def test_what_is_wrong_with_the_certificate_of_the_core_is_told(
-    begins: float,
-    ends: float,
-    hosts: list[str],
-    told: str,
-    remedy: str,
-    authority: Authority,
-    bundle: Path,
-    tmp_path: Path,
-) -> None:
-    node = enrolled(authority, tmp_path / "core", "core")
-    shown = Forger(authority).certificate(
-        [f"trifold://{TENANT}/core/core"], hosts=hosts, begins=begins, ends=ends
-    )
-    write_private(node / "key.pem", shown.key)
-    durable.write(node / "chain.pem", shown.chain)
-    async with running_core(bundle, tls=node) as core:
-        result = await doctor("--core", core.address, "--tls", enrolled(authority, tmp_path / "edge", "edge"))
-    assert told in result.fault("core").detail
-    assert remedy in result.fault("core").remedy
-
-
-async def test_a_core_of_another_authority_is_told(
-    authority: Authority, bundle: Path, tmp_path: Path
-) -> None:
-    Authority.init(tmp_path / "other", [HOST])
-    core_node = enrolled(Authority(tmp_path / "other"), tmp_path / "core", "core")
-    async with running_core(bundle, tls=core_node) as core:
-        result = await doctor("--core", core.address, "--tls", enrolled(authority, tmp_path / "edge", "edge"))
-    assert "of another authority" in result.fault("core").detail
-
-
-async def test_a_far_core_and_a_narrow_link_are_measured(bundle: Path) -> None:
-    """No measure can be better than what the proxy lets pass: 160 ms there and back, 400 kB/s each way."""
-    async with running_core(bundle) as core, Proxy(core.address, delay=0.08, bandwidth=400_000) as link:
-        result = await doctor("--core", link.address, "--bundle", bundle)
-    [trip] = [finding for finding in result.of("core") if "round trip" in finding.detail]
-    assert trip.verdict == "warning"
-    assert float(trip.detail.split()[2]) >= 160
-    [measured] = result.of("link")
-    assert float(measured.detail.split()[4]) >= 160
-    assert float(measured.detail.split("; ")[1].split()[0]) <= 0.4
-
-
-@pytest.mark.parametrize(
-    ("seconds", "verdict", "told"),
-    [(0.5, "ok", "takes 0.5 s on the way"), (20.0, "warning", "20.0 s"), (0.0101, "ok", "too fast")],
-)
-def test_a_prompt_on_the_way_for_seconds_is_a_warning(seconds: float, verdict: str, told: str) -> None:
-    finding = _told(Crossing(1, 200, 0.01), Crossing(512, 100_200, seconds))
-    assert finding.verdict == verdict
-    assert told in finding.detail
 
 
 def _tmpfs(options: str, fill: str) -> list[str]:

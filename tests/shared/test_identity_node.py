@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.identities import HOST, enrolled, pair
+from tests.identities import HOST, TENANT, Forger, enrolled, pair
 from trifold.cloud.authority.authority import Authority
 from trifold.cloud.authority.service import AuthorityServer
+from trifold.shared import durable
 from trifold.shared.errors import (
     ConfigError,
     DamagedFile,
@@ -17,15 +21,19 @@ from trifold.shared.errors import (
     Unauthenticated,
     Unavailable,
 )
-from trifold.shared.identity.access import ACCESS, check
+from trifold.shared.identity.access import ACCESS, SERVED_BY, check, check_serving
+from trifold.shared.identity.command import node as node_command
 from trifold.shared.identity.enrolment import enrol
 from trifold.shared.identity.keeper import Keeper
 from trifold.shared.identity.name import Identity
 from trifold.shared.identity.node import Node
+from trifold.shared.identity.request import write_private
 from trifold.shared.identity.revocations import Revocations
 from trifold.shared.session.channel import Connection, way
+from trifold.shared.session.door import Door
 
 DEVICE = Identity(("site",), "device", "tablet")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -77,6 +85,24 @@ async def test_whoever_has_another_fingerprint_never_sees_the_token(
         await enrol(running.enrolment, token, "00" * 32, folder)
     assert not folder.exists()
     await enrol(running.enrolment, token, running.authority.fingerprint, folder)
+
+
+@pytest.mark.parametrize("pinned", ["", "00" * 31, "00" * 33, "fingerprint " + "00" * 32, "0g" * 32])
+async def test_a_fingerprint_that_is_none_is_told_as_that(
+    running: AuthorityServer, tmp_path: Path, pinned: str
+) -> None:
+    with pytest.raises(ConfigError, match="must be 64 hex digits"):
+        await enrol(running.enrolment, invited(running.authority), pinned, tmp_path / "node")
+
+
+async def test_who_enrols_at_the_port_for_enrolled_nodes_is_told_of_the_other_one(
+    running: AuthorityServer, tmp_path: Path
+) -> None:
+    token, fingerprint = invited(running.authority), running.authority.fingerprint
+    with pytest.raises(Unauthenticated, match=r"port for enrolled nodes: give that of .* --listen"):
+        await enrol(running.renewal, token, fingerprint, tmp_path / "node")
+    with pytest.raises(Unauthenticated, match=r"somebody else may be answering there$"):
+        await enrol(running.enrolment, token, "00" * 32, tmp_path / "node")
 
 
 async def test_a_token_holds_once(running: AuthorityServer, tmp_path: Path) -> None:
@@ -196,6 +222,62 @@ def test_a_certificate_that_is_replaced_by_rubbish_is_told_and_not_used(
     assert "goes on with the certificate it had" in caplog.text
 
 
+async def test_a_folder_that_was_enrolled_anew_is_told_to_whoever_runs_as_it(
+    running: AuthorityServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority, folder = running.authority, tmp_path / "node"
+    node = await enrol(running.enrolment, invited(authority), authority.fingerprint, folder)
+    before = node.papers
+    shutil.rmtree(folder)
+    await enrol(running.enrolment, invited(authority), authority.fingerprint, folder)
+    assert node.papers == before
+    assert "was enrolled anew: restart what runs as it" in caplog.text
+
+
+def ran_out(authority: Authority, folder: Path, address: str = "") -> Node:
+    """An edge that was off for a day."""
+    enrolled(authority, folder, "edge", address=address)
+    old = Forger(authority).certificate([f"trifold://{TENANT}/edge/edge"], begins=-25, ends=-1)
+    write_private(folder / "key.pem", old.key)
+    durable.write(folder / "chain.pem", old.chain)
+    return Node(folder)
+
+
+RAN_OUT = r"/edge/edge ran out at .* UTC: enrol the node anew, into a new folder"
+
+
+async def test_with_a_certificate_that_ran_out_nothing_is_called(
+    running: AuthorityServer, tmp_path: Path
+) -> None:
+    node = ran_out(running.authority, tmp_path / "edge", running.renewal)
+    with pytest.raises(Unauthenticated, match=RAN_OUT):
+        await Keeper(node).renew()
+    with pytest.raises(Unauthenticated, match=RAN_OUT):
+        _ = Connection(running.renewal, node).channel
+
+
+async def test_with_a_certificate_that_ran_out_no_service_starts(
+    authority: Authority, tmp_path: Path
+) -> None:
+    ran_out(authority, tmp_path / "edge")
+    with pytest.raises(ConfigError, match=RAN_OUT):
+        await Door(f"{HOST}:0", tmp_path / "edge").open()
+
+
+async def test_a_certificate_that_ran_out_is_not_told_as_good(
+    running: AuthorityServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = ran_out(running.authority, tmp_path / "edge", running.renewal)
+    looked = asyncio.Event()
+    keeping = asyncio.create_task(Keeper(node, looked=looked.set).run())
+    await looked.wait()
+    keeping.cancel()
+    shown = CliRunner().invoke(node_command, ["show", str(tmp_path / "edge")]).output
+    for told in (caplog.text, shown):
+        assert "ran out at" in told
+        assert "good until" not in told
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0:1", "192.0.2.1:1", "edge.example:1", "[::]:1"])
 def test_off_loopback_there_is_tls_or_insecure_by_hand(
     authority: Authority, tmp_path: Path, address: str
@@ -215,6 +297,26 @@ def test_what_is_not_in_the_table_nobody_may_call() -> None:
     with pytest.raises(Forbidden, match="may not call"):
         check(DEVICE, "/trifold.proto.v1.EdgeService/Unheard", None)
     assert all(ACCESS.values())
+
+
+def test_a_service_is_served_by_nodes_of_its_role_alone() -> None:
+    assert {name.strip("/").partition("/")[0] for name in ACCESS if "trifold" in name} == set(SERVED_BY)
+    for service, role in SERVED_BY.items():
+        check_serving(Identity(("site",), role, "node"), service)
+    gateway = Identity(("site",), "gateway", "tablet")
+    with pytest.raises(ConfigError, match=r"role edge, and this is trifold://site/gateway/tablet"):
+        check_serving(gateway, "trifold.proto.v1.EdgeService")
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_git_is_not_offered_what_the_pages_make_in_a_clone_and_hides_nothing_of_its_own() -> None:
+    made = ["node/key.pem", "node/chain.pem", "authority/node/key.pem", "authority/register.sqlite"]
+    made += ["token", "fingerprint", "edge-1/token", "device-1/token", "n3/key.pem"]
+    for path in made:
+        ignored = subprocess.run(["git", "check-ignore", "--quiet", path], cwd=ROOT)
+        assert ignored.returncode == 0, path
+    hidden = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    assert not subprocess.run(hidden, cwd=ROOT, capture_output=True, check=True).stdout
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a b", "-a", "ä", "a" * 65])

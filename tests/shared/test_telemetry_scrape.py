@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from prometheus_client import Counter, Histogram
@@ -79,3 +82,22 @@ def test_who_is_not_there_or_shows_something_else_is_named() -> None:
         Scrape.of("127.0.0.1:9")
     with pytest.raises(Unavailable, match="nowhere shows no metrics"):
         Scrape.of("nowhere")
+    with pytest.raises(Unavailable, match="localhost:abc shows no metrics: nonnumeric port"):
+        Scrape.of("localhost:abc")
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(HTTPStatus.OK, ".*<!DOCTYPE html>"), (HTTPStatus.FORBIDDEN, "it answers 403")]
+)
+def test_a_page_in_place_of_metrics_is_told_in_a_line(status: HTTPStatus, told: str) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"<!DOCTYPE html><html>" + b"x" * 1000)
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.handle_request).start()
+        with pytest.raises(Unavailable, match=f"shows no metrics: {told}") as raised:
+            Scrape.of(f"127.0.0.1:{server.server_port}")
+    assert len(raised.value.message) < 200

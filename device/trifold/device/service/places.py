@@ -62,15 +62,14 @@ class Places:
             self._give_back(wanted)
 
     async def _wait(self, wanted: int) -> None:
-        turn = (wanted, asyncio.get_running_loop().create_future())
-        self._line.append(turn)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line.append((wanted, turn))
         try:
-            await turn[1]
+            await turn
         except asyncio.CancelledError:
-            if turn in self._line:
-                self._line.remove(turn)
-                wanted = 0
-            self._give_back(wanted)
+            # It may have its places without knowing it yet, or be out of the line already.
+            self._line = deque(waiting for waiting in self._line if waiting[1] is not turn)
+            self._give_back(0 if turn.cancelled() else wanted)
             raise
 
     def _give_back(self, places: int) -> None:

@@ -16,7 +16,7 @@ from trifold.edge.doctor.patient import Patient
 from trifold.edge.doctor.reach import unreached
 from trifold.proto.v1 import identity_pb2 as pb
 from trifold.proto.v1.identity_pb2_grpc import AuthorityServiceStub
-from trifold.shared.errors import Unavailable
+from trifold.shared.errors import TrifoldError, Unauthenticated, Unavailable
 from trifold.shared.identity.node import Node
 from trifold.shared.session.channel import connect
 from trifold.shared.session.status import from_rpc_error
@@ -29,16 +29,22 @@ def examine(patient: Patient) -> Iterator[Finding]:
         yield skipped("no --tls was given")
         return
     node = Node(patient.tls)
-    address = node.authority_address
-    if not address:
-        yield skipped("the node has none: its certificate is renewed by other means")
-        return
     try:
+        address = node.authority_address
+        if not address:
+            yield skipped("the node has none: its certificate is renewed by other means")
+            return
         revoked = asyncio.run(_revoked(address, node))
+    # Services go on without it until their certificates have run out, unless it refuses this node.
+    except Unauthenticated as error:
+        yield fault(error.message)
+        return
     except Unavailable as error:
-        # Services go on without it until their certificates have run out.
         found = unreached(address, error, node)
         yield warning(found.detail, found.remedy)
+        return
+    except TrifoldError as error:
+        yield warning(error.message)
         return
     if revoked.get_revoked_certificate_by_serial_number(node.papers.certificate.serial_number):
         yield fault(f"the authority at {address} has revoked the certificate of this node")
@@ -67,4 +73,5 @@ AUTHORITY = Check(
     "authority",
     examine,
     "ask who runs the authority: a revoked node needs a new token and `trifold node enroll`",
+    as_node=True,
 )

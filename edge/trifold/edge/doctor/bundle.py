@@ -25,6 +25,12 @@ def examine(patient: Patient) -> Iterator[Finding]:
         yield fault(wrong) if wrong else ok(f"{told}; bundle {folder.manifest.serving_digest[:12]}")
     if len({folder.manifest.serving_digest for folder in folders}) > 1:
         yield fault(f"{patient.bundle}: the tiers here are from different bundles")
+    if patient.core and "edge" not in (tiers := [folder.tier for folder in folders]):
+        here = f"{patient.bundle}: here lies the part of the {' and the '.join(tiers)}"
+        yield fault(
+            f"{here}, and not the edge's, which `trifold edge serve` needs in front of a core",
+            "copy the folder `edge` from where the bundle was made, and give it with --bundle",
+        )
     for folder in folders:
         if folder.tier in ADAPTED:
             yield from _versions(folder)

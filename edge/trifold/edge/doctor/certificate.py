@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from trifold.edge.doctor.check import Check
 from trifold.edge.doctor.finding import Finding, fault, ok, skipped, warning
@@ -11,7 +16,7 @@ from trifold.edge.doctor.patient import Patient
 from trifold.shared.identity.access import ACCESS
 from trifold.shared.identity.node import Node
 
-_ENROL = (
+ENROL: Final = (
     "enrol it anew: `trifold certs token` at the authority, `trifold node enroll --into` a new folder here"
 )
 
@@ -24,11 +29,13 @@ def examine(patient: Patient) -> Iterator[Finding]:
     certificate, now = node.papers.certificate, datetime.now(UTC)
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     told = f"{node.identity}, good until {ends:%Y-%m-%d %H:%M:%S} UTC"
-    if now < begins:
+    if not _signed(node):
+        yield fault(f"the certificate of {node.identity} is of another authority than the one beside it")
+    elif now < begins:
         wait = f"the certificate of {node.identity} begins in {_span(begins - now)}"
         yield fault(f"{wait}: the clock here is behind, or the authority's was ahead", "set the clock")
     elif now > ends:
-        yield fault(f"the certificate of {node.identity} ran out {_span(now - ends)} ago", _ENROL)
+        yield fault(f"the certificate of {node.identity} ran out {_span(now - ends)} ago")
     elif certificate in node.revoked:
         yield fault(f"the certificate of {node.identity} was revoked")
     elif node.due:
@@ -43,6 +50,15 @@ def examine(patient: Patient) -> Iterator[Finding]:
     yield ok(f"role {node.identity.role}: may call {', '.join(calls) or 'Describe and health only'}")
 
 
+def _signed(node: Node) -> bool:
+    """Whether the chain ends at the authority that this node trusts."""
+    for certificate in x509.load_pem_x509_certificates(node.papers.chain):
+        with suppress(ValueError, TypeError, InvalidSignature):
+            certificate.verify_directly_issued_by(node.authority)
+            return True
+    return False
+
+
 def _own_calls(role: str) -> list[str]:
     """What this role may call and not every other, too."""
     widest = max(len(roles) for roles in ACCESS.values())
@@ -55,4 +71,4 @@ def _span(time: timedelta) -> str:
     return f"{minutes // 1440} days" if minutes >= 2880 else f"{minutes // 60} h {minutes % 60} min"
 
 
-CERTIFICATE = Check("certificate", examine, _ENROL)
+CERTIFICATE = Check("certificate", examine, ENROL)

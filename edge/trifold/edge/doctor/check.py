@@ -12,11 +12,15 @@ from trifold.shared.errors import TrifoldError
 
 @dataclass(frozen=True)
 class Check:
-    """`remedy` is what to do about a fault that does not say it itself."""
+    """`remedy` is what to do about a fault that does not say it itself.
+
+    One that calls others `as_node` has nothing to look at where the certificate of --tls does not hold.
+    """
 
     name: str
     examine: Callable[[Patient], Iterable[Finding]]
     remedy: str
+    as_node: bool = False
 
     def findings(self, patient: Patient) -> Iterator[Finding]:
         """What it finds. A TrifoldError is a fault; so is any other, which does not end the examination."""
@@ -32,4 +36,5 @@ class Check:
     def _with_remedy(self, finding: Finding) -> Finding:
         if finding.remedy or finding.verdict in ("ok", "skipped"):
             return finding
-        return replace(finding, remedy=self.remedy)
+        # Some errors say it, too, and once is enough.
+        return replace(finding, detail=finding.detail.removesuffix(f"; {self.remedy}"), remedy=self.remedy)

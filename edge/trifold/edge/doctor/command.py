@@ -16,6 +16,7 @@ from trifold.edge.doctor.check import Check
 from trifold.edge.doctor.clock import CLOCK
 from trifold.edge.doctor.core import CORE
 from trifold.edge.doctor.disk import DISK
+from trifold.edge.doctor.finding import skipped
 from trifold.edge.doctor.jetson import JETSON
 from trifold.edge.doctor.link import LINK
 from trifold.edge.doctor.memory import MEMORY
@@ -74,9 +75,18 @@ def doctor(
 
 def _examined(patient: Patient) -> report.Findings:
     """What all checks find; on a terminal it shows which one is at work."""
-    findings = []
+    findings: report.Findings = []
     with Console(stderr=True).status("examining …") as status:
         for check in CHECKS:
             status.update(f"examining: {check.name}")
-            findings += [(check.name, finding) for finding in check.findings(patient)]
+            if check.as_node and not _trusted(findings):
+                findings.append((check.name, skipped("the node's certificate does not hold")))
+            else:
+                findings += [(check.name, finding) for finding in check.findings(patient)]
     return findings
+
+
+def _trusted(findings: report.Findings) -> bool:
+    """Whether nothing was found, neither here nor by the authority, that others refuse the node for."""
+    asked = (CERTIFICATE.name, AUTHORITY.name)
+    return report.healthy([(name, finding) for name, finding in findings if name in asked])

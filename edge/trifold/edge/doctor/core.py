@@ -8,6 +8,7 @@ from statistics import median
 from time import perf_counter
 from typing import Final
 
+from trifold.edge.doctor.certificate import ENROL
 from trifold.edge.doctor.check import Check
 from trifold.edge.doctor.finding import Finding, fault, ok, skipped, warning
 from trifold.edge.doctor.patient import MIB, Patient
@@ -15,7 +16,7 @@ from trifold.edge.doctor.reach import unreached
 from trifold.edge.doctor.tiers import own
 from trifold.edge.service.upstream import Core
 from trifold.proto.v1 import session_pb2 as pb
-from trifold.shared.errors import DeadlineExceeded, TrifoldError, Unavailable
+from trifold.shared.errors import ConfigError, DeadlineExceeded, TrifoldError, Unauthenticated, Unavailable
 from trifold.shared.session.channel import way
 
 _ROUNDS: Final = 10
@@ -33,6 +34,9 @@ def examine(patient: Patient) -> Iterator[Finding]:
     except (Unavailable, DeadlineExceeded) as error:
         yield unreached(patient.core, error, way(patient.core, patient.tls, insecure=True))
         return
+    except Unauthenticated as error:
+        yield fault(error.message, ENROL)
+        return
     yield _bundle(patient, told)
     yield from _state(told)
     typical, longest = median(trips), max(trips)
@@ -48,7 +52,7 @@ async def _asked(patient: Patient, address: str) -> tuple[pb.DescribeResponse, l
     """What the core tells, and the seconds of some round trips on a connection that is open."""
     core = Core(address, patient.timeout, tls=patient.tls, insecure=patient.insecure)
     try:
-        told, trips = await core.describe(), []
+        told, trips = await described(core, address), []
         for _ in range(_ROUNDS):
             began = perf_counter()
             await core.describe()
@@ -56,6 +60,15 @@ async def _asked(patient: Patient, address: str) -> tuple[pb.DescribeResponse, l
         return told, trips
     finally:
         await core.close()
+
+
+async def described(core: Core, address: str) -> pb.DescribeResponse:
+    """What the core at `address` tells. Raises ConfigError where something else answers, or Unavailable."""
+    try:
+        return await core.describe()
+    except ConfigError:
+        told = f"{address}: an edge, the authority or something else answers there, not a core"
+        raise ConfigError(told) from None
 
 
 def _bundle(patient: Patient, told: pb.DescribeResponse) -> Finding:
@@ -91,4 +104,9 @@ def _state(told: pb.DescribeResponse) -> Iterator[Finding]:
     yield warning(f"it is full: {load}", "give it more --kv-memory, or fewer sites") if full else ok(load)
 
 
-CORE = Check("core", examine, "is `trifold cloud serve` running there, and are address, TLS and role right?")
+CORE = Check(
+    "core",
+    examine,
+    "is `trifold cloud serve` running there, and are address, TLS and role right?",
+    as_node=True,
+)

@@ -31,7 +31,8 @@ _REMEDIES: Final = {
 def examine(patient: Patient) -> Iterator[Finding]:
     # Not tempfile.gettempdir(), which quietly takes another folder where this one is full.
     yield from _written(Path(os.environ.get("TMPDIR", "/tmp")), "temporary files")  # noqa: S108
-    if patient.tls:
+    # The certificate's own check says where the folder is none.
+    if patient.tls and patient.tls.is_dir():
         yield from _written(patient.tls, "renewed certificates")
     if patient.bundle:
         yield from _versions(patient.bundle)

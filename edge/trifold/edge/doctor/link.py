@@ -17,7 +17,8 @@ from typing import Final
 import numpy as np
 
 from trifold.edge.doctor.check import Check
-from trifold.edge.doctor.finding import Finding, ok, skipped, warning
+from trifold.edge.doctor.core import described
+from trifold.edge.doctor.finding import Finding, fault, ok, skipped, warning
 from trifold.edge.doctor.patient import Patient
 from trifold.edge.doctor.tiers import own
 from trifold.edge.service.upstream import Core, CoreStream
@@ -27,8 +28,10 @@ from trifold.shared.errors import (
     ConfigError,
     DeadlineExceeded,
     DigestMismatch,
+    Forbidden,
     Overloaded,
     TrifoldError,
+    Unauthenticated,
     Unavailable,
 )
 from trifold.shared.identity.node import Node
@@ -56,11 +59,13 @@ class Crossing:
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
+    # Nothing but an edge is told of a core: a node of another role was given by mistake.
+    if patient.core and patient.tls and (role := Node(patient.tls).identity.role) != "edge":
+        told = f"the core has sessions with edges only, and this node is a {role}"
+        yield fault(told, "for an edge enrol a node with `trifold certs token --role edge`")
+        return
     if patient.core is None or patient.bundle is None:
         yield skipped("a session needs --core and --bundle")
-        return
-    if patient.tls and (role := Node(patient.tls).identity.role) != "edge":
-        yield skipped(f"the core has sessions with edges only, and this node is a {role}")
         return
     try:
         manifest = own(patient.bundle)[0].manifest
@@ -69,7 +74,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
         return
     try:
         token, largest = asyncio.run(_measured(patient, patient.core, manifest))
-    except (Unavailable, DigestMismatch, ConfigError) as error:
+    except (Unavailable, DigestMismatch, ConfigError, Unauthenticated, Forbidden) as error:
         # The core's own check says what to do.
         yield skipped(f"no session with the core: {error.message}")
     except Overloaded as error:
@@ -102,7 +107,7 @@ async def _measured(patient: Patient, address: str, manifest: Manifest) -> tuple
     )
     try:
         # Which says at once that the core is not there: a session would wait for it.
-        await core.describe()
+        await described(core, address)
         async with core.open(opening, NOT_TRACED) as stream:
             steps = Steps(stream, opening, manifest, patient.timeout)
             token = await steps.fastest(1)
@@ -155,4 +160,5 @@ LINK = Check(
     examine,
     "take a faster link, or a smaller wire codec (`trifold split --codec int8`); where large messages "
     "are lost and small ones are not, lower the MTU",
+    as_node=True,
 )

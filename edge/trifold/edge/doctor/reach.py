@@ -13,6 +13,7 @@ from cryptography.exceptions import InvalidSignature
 
 from trifold.edge.doctor.finding import Finding, fault
 from trifold.shared.errors import TrifoldError
+from trifold.shared.identity.enrolment import HOST
 from trifold.shared.identity.node import Node
 
 _TIMEOUT: Final = 5.0
@@ -64,9 +65,11 @@ def _wrong(address: str, host: str, shown: x509.Certificate, node: Node) -> Find
     try:
         shown.verify_directly_issued_by(node.authority)
     except (ValueError, TypeError, InvalidSignature):
+        if HOST in _hosts(shown):
+            return fault(f"an authority answers at {address}, where nodes enrol", "give the right HOST:PORT")
         return fault(
             f"the certificate of {address} is of another authority than this node's",
-            "enrol both at one authority",
+            "is it the port of another service? If not, enrol both at one authority",
         )
     if host not in _hosts(shown):
         told = f"the certificate of {address} is for {', '.join(_hosts(shown)) or 'no host'}, not for {host}"

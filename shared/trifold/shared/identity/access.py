@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from trifold.shared.errors import Forbidden
+from trifold.shared.errors import ConfigError, Forbidden
 from trifold.shared.identity.name import ROLES, Identity, Role
 
 _ALL: Final = frozenset(ROLES)
@@ -25,6 +25,22 @@ ACCESS: Final[dict[str, frozenset[Role]]] = {
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _ALL,
 }
 """The roles that may call an RPC, of a tenant that the service serves. What is not here nobody may call."""
+
+SERVED_BY: Final[dict[str, Role]] = {
+    "trifold.proto.v1.EdgeService": "edge",
+    "trifold.proto.v1.CoreService": "core",
+    "trifold.proto.v1.TrainService": "core",
+    "trifold.proto.v1.GenerateService": "gateway",
+    "trifold.proto.v1.AuthorityService": "authority",
+}
+"""The role of the nodes that serve a service. Other roles are called by nobody."""
+
+
+def check_serving(node: Identity, service: str) -> None:
+    """Raises ConfigError unless nodes of its role serve `service`, by its full name."""
+    if node.role != SERVED_BY[service]:
+        serves = f"{service} is served by a node of the role {SERVED_BY[service]}"
+        raise ConfigError(f"{serves}, and this is {node}: give another folder with --tls, or enrol one")
 
 
 def check(caller: Identity, method: str, tenants: frozenset[str] | None) -> None:

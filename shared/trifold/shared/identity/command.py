@@ -65,4 +65,5 @@ async def _enroll(authority: str, token: str, fingerprint: str, into: Path) -> N
 
 def _tell(enrolled: Node) -> None:
     ends = enrolled.papers.certificate.not_valid_after_utc
-    typer.echo(f"{enrolled.identity}, certificate good until {ends:%Y-%m-%d %H:%M:%S} UTC")
+    good = f"{enrolled.identity}, certificate good until {ends:%Y-%m-%d %H:%M:%S} UTC"
+    typer.echo(enrolled.papers.ended or good)

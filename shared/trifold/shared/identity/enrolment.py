@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import ssl
 from pathlib import Path
 from typing import Final
@@ -12,12 +13,14 @@ from typing import Final
 import trifold.shared.grpc_engine  # noqa: F401  # isort: skip - before grpc
 
 import grpc.aio
+from cryptography import x509
 
 from trifold.proto.v1 import identity_pb2 as pb
 from trifold.proto.v1.identity_pb2_grpc import EnrolServiceStub
 from trifold.shared import durable
 from trifold.shared.errors import ConfigError, Unauthenticated, Unavailable
 from trifold.shared.identity import node as folder_of
+from trifold.shared.identity.name import Identity
 from trifold.shared.identity.node import Node
 from trifold.shared.identity.request import key_pem, new_key, signing_request, write_private
 from trifold.shared.session.status import from_rpc_error
@@ -32,15 +35,20 @@ async def enrol(authority: str, token: str, pinned: str, folder: Path) -> Node:
     """Makes `folder` that of a node: its key is made here and stays here.
 
     `authority` is HOST:PORT of the enrolment service, `pinned` the SHA-256 of its certificate in hex.
-    Raises ConfigError where there is a node already, Unauthenticated for another fingerprint (the token is
-    not sent then), Forbidden for a token that does not hold, Unavailable.
+    Raises ConfigError where there is a node already and for a `pinned` that is none, Unauthenticated for
+    another fingerprint (the token is not sent then), Forbidden for a token that does not hold, Unavailable.
     """
     if (folder / folder_of.CHAIN).exists():
         raise ConfigError(f"{folder} holds a node already: give another folder, or remove that one")
+    expected = pinned.replace(":", "").lower()
+    if not re.fullmatch("[0-9a-f]{64}", expected):
+        raise ConfigError(
+            f"the fingerprint is {pinned!r}: it must be 64 hex digits, as `trifold certs init` told it"
+        )
     certificate = await _shown(authority)
-    if fingerprint(certificate) != pinned.replace(":", "").lower():
+    if fingerprint(certificate) != expected:
         shown = f"{authority} shows a certificate with the fingerprint {fingerprint(certificate)}"
-        raise Unauthenticated(f"{shown}, not the one that was given: somebody else may be answering there")
+        raise Unauthenticated(f"{shown}, not the one that was given: {_answering(certificate)}")
     key = new_key()
     answer = await _ask(authority, certificate, token, signing_request(key))
     address = f"{authority.rpartition(':')[0]}:{answer.authority_port}"
@@ -50,6 +58,16 @@ async def enrol(authority: str, token: str, pinned: str, folder: Path) -> Node:
 def fingerprint(pem: bytes) -> str:
     """SHA-256 of a certificate, in hex, as `openssl x509 -fingerprint -sha256` has it between its colons."""
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode())).hexdigest()
+
+
+def _answering(certificate: bytes) -> str:
+    """Who may have shown it, which is not what was expected."""
+    somebody = "somebody else may be answering there"
+    try:
+        Identity.of(x509.load_pem_x509_certificate(certificate))
+    except (Unauthenticated, ValueError):
+        return somebody
+    return f"{somebody}, or it is the port for enrolled nodes: give that of `trifold certs serve --listen`"
 
 
 def _settled(folder: Path, key: bytes, answer: pb.EnrolResponse, authority: str) -> Node:

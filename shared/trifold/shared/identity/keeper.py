@@ -71,7 +71,10 @@ class Keeper:
                     await self._renew(authority)
 
     async def renew(self) -> None:
-        """Renews the certificate now. Raises what the authority refuses, or Unavailable."""
+        """Renews the certificate now.
+
+        Raises what the authority refuses, Unauthenticated where it has run out, or Unavailable.
+        """
         async with self._authority() as authority:
             await self._renew(authority)
 
@@ -99,6 +102,7 @@ class Keeper:
 
     def _tell(self, problem: str) -> None:
         if problem != self._problem:
-            ends = self._node.papers.certificate.not_valid_after_utc
-            log.warning("the certificate is good until %s and not renewed: %s", ends, problem)
+            papers = self._node.papers
+            ends = papers.certificate.not_valid_after_utc
+            log.warning(papers.ended or f"the certificate is good until {ends} and not renewed: {problem}")
         self._problem = problem

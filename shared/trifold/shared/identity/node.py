@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from trifold.shared import durable
-from trifold.shared.errors import ConfigError, TrifoldError
+from trifold.shared.errors import ConfigError, TrifoldError, Unauthenticated
 from trifold.shared.identity import request
 from trifold.shared.identity.name import Identity
 from trifold.shared.identity.revocations import Revocations
@@ -44,6 +44,15 @@ class Papers(NamedTuple):
         """Half-way through its life."""
         begins, ends = self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc
         return begins + (ends - begins) / 2
+
+    @property
+    def ended(self) -> str:
+        """What to say and do when its life is over; empty before."""
+        ends = self.certificate.not_valid_after_utc
+        if datetime.now(UTC) <= ends:
+            return ""
+        told = f"the certificate of {self.identity} ran out at {ends:%Y-%m-%d %H:%M:%S} UTC"
+        return f"{told}: enrol the node anew, into a new folder (`trifold node enroll`)"
 
 
 class Node:
@@ -107,12 +116,20 @@ class Node:
         durable.write(self._folder / CHAIN, chain)
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """Mutual TLS, with the certificate as it is when a connection begins."""
+        """Mutual TLS, with the certificate as it is when a connection begins.
+
+        Raises ConfigError for one that has run out by now.
+        """
+        if ended := self.papers.ended:
+            raise ConfigError(ended)
         return grpc.dynamic_ssl_server_credentials(self._offer(), self._offer, True)
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
-        """Mutual TLS, with the certificate as it is now."""
-        return grpc.ssl_channel_credentials(self._authority_pem, self._key_pem, self.papers.chain)
+        """Mutual TLS, with the certificate as it is now. Raises Unauthenticated for one that has run out."""
+        papers = self.papers
+        if papers.ended:
+            raise Unauthenticated(papers.ended)
+        return grpc.ssl_channel_credentials(self._authority_pem, self._key_pem, papers.chain)
 
     def _offer(self) -> grpc.ServerCertificateConfiguration:
         pair = self._key_pem, self.papers.chain
@@ -124,6 +141,8 @@ class Node:
     def _parse(self, chain: bytes) -> Papers:
         certificate = self._certificate(CHAIN, chain)
         if certificate.public_key() != self._key.public_key():
+            if self._read(KEY) != self._key_pem:
+                raise ConfigError(f"the node in {self._folder} was enrolled anew: restart what runs as it")
             raise ConfigError(f"{self._folder / CHAIN} is not the certificate of the key beside it")
         return Papers(chain, certificate, Identity.of(certificate))
 

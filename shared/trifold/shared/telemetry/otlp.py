@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from importlib.metadata import version
 from time import perf_counter_ns, time_ns
 from typing import Final
@@ -18,7 +19,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from trifold.shared.errors import TrifoldError
 from trifold.shared.telemetry.traces import TRACEPARENT, Metadata, Span
 
-_MOMENT_MS: Final = 2000
+_MOMENT: Final = 2.0
+"""Seconds that a collector gets at the end of a process."""
 
 _W3C: Final = TraceContextTextMapPropagator()
 
@@ -28,7 +30,7 @@ class OtlpRecorder:
 
     def __init__(self, to: str, tier: str) -> None:
         about = {"service.name": f"trifold-{tier}", "service.version": version("trifold")}
-        self._provider = TracerProvider(resource=Resource.create(about))
+        self._provider = TracerProvider(resource=Resource.create(about), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=to)))
         self._tracer = self._provider.get_tracer("trifold")
 
@@ -36,7 +38,10 @@ class OtlpRecorder:
         return OtlpSpan(self._tracer, name, parent)
 
     def flush(self) -> None:
-        self._provider.force_flush(_MOMENT_MS)
+        # The SDK heeds no time limit: a collector that is silent would hold this up for ten seconds.
+        flushing = threading.Thread(target=self._provider.force_flush, name="traces", daemon=True)
+        flushing.start()
+        flushing.join(_MOMENT)
 
 
 class OtlpSpan(Span):
@@ -54,7 +59,9 @@ class OtlpSpan(Span):
     def metadata(self) -> Metadata:
         carrier: dict[str, str] = {}
         _W3C.inject(carrier, self._context)
-        return ((TRACEPARENT, carrier[TRACEPARENT]),)
+        # There is none where OTEL_SDK_DISABLED has it so.
+        traceparent = carrier.get(TRACEPARENT)
+        return ((TRACEPARENT, traceparent),) if traceparent else ()
 
     def step(self, name: str, began_ns: int, ended_ns: int, **numbers: int) -> None:
         if self._span.is_recording():
@@ -67,7 +74,8 @@ class OtlpSpan(Span):
         self._span.add_event(name, {"reason": reason})
 
     def end(self, error: BaseException | None = None) -> None:
-        if isinstance(error, TrifoldError):
+        if isinstance(error, Exception):
             # Without its message, which may name what a trace is not to tell.
-            self._span.set_status(Status(StatusCode.ERROR, error.reason))
+            known = error if isinstance(error, TrifoldError) else TrifoldError
+            self._span.set_status(Status(StatusCode.ERROR, known.reason))
         self._span.end()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from typing import Final
@@ -36,22 +37,21 @@ class Scrape:
     @classmethod
     def of(cls, address: str) -> Scrape:
         """What the process with its metrics at HOST:PORT shows now. Raises Unavailable."""
-        connection = HTTPConnection(address, timeout=_TIMEOUT)
+        metrics: dict[str, list[Series]] = {}
         try:
-            connection.request("GET", "/metrics")
-            response = connection.getresponse()
-            text = response.read().decode()
+            with closing(HTTPConnection(address, timeout=_TIMEOUT)) as connection:
+                connection.request("GET", "/metrics")
+                response = connection.getresponse()
+                text = response.read().decode()
+            if response.status != 200:
+                raise HTTPException(f"it answers {response.status}")
+            for family in text_string_to_metric_families(text):
+                for sample in family.samples:
+                    metrics.setdefault(sample.name, []).append(Series(sample.labels, sample.value))
         except (OSError, HTTPException, ValueError) as error:
             told = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise Unavailable(f"{address} shows no metrics: {told}") from None
-        finally:
-            connection.close()
-        if response.status != 200:
-            raise Unavailable(f"{address} shows no metrics: it answers {response.status}")
-        metrics: dict[str, list[Series]] = {}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                metrics.setdefault(sample.name, []).append(Series(sample.labels, sample.value))
+            # What is no metric is told as it is, which may be a page in one line.
+            raise Unavailable(f"{address} shows no metrics: {told:.100}") from None
         return cls(time.time(), metrics)
 
     def __contains__(self, name: str) -> bool:
