@@ -31,7 +31,7 @@ def top(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_one_look_shows_sessions_answers_links_and_versions(addresses: list[str]) -> None:
-    seen = top(*addresses)
+    seen = top(f"http://{addresses[0]}/metrics", *addresses[1:])
     assert seen.returncode == 0, seen.stderr
     # A session whose Close came late is kept, and a first token may take seconds.
     sessions, answers, links, versions = seen.stdout.strip().split("\n\n")

@@ -39,7 +39,9 @@ def top(
     ] = 2.0,
 ) -> None:
     """Watch a site: its sessions, links and versions. Where stdout is no terminal, one look at them."""
-    watched = [Process(address) for address in addresses or _ADDRESSES]
+    # Services tell the whole URL.
+    named = [address.removeprefix("http://").removesuffix("/metrics") for address in addresses or _ADDRESSES]
+    watched = [Process(address) for address in named]
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     with ThreadPoolExecutor(len(watched)) as pool:
         _look(watched, pool)
