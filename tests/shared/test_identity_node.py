@@ -232,6 +232,8 @@ async def test_a_folder_that_was_enrolled_anew_is_told_to_whoever_runs_as_it(
     await enrol(running.enrolment, invited(authority), authority.fingerprint, folder)
     assert node.papers == before
     assert "was enrolled anew: restart what runs as it" in caplog.text
+    with pytest.raises(ConfigError, match="enrolled anew"):
+        node.renew(before.chain)  # or what runs would put its own in place of the new one
 
 
 def ran_out(authority: Authority, folder: Path, address: str = "") -> Node:

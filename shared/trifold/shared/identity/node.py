@@ -111,8 +111,12 @@ class Node:
         return request.signing_request(self._key)
 
     def renew(self, chain: bytes) -> None:
-        """Puts a younger certificate in place of the one there is. Raises ConfigError for another key's."""
+        """Puts a younger certificate in place of the one there is.
+
+        Raises ConfigError for another key's, and where the node was enrolled anew meanwhile.
+        """
         self._parse(chain)
+        self._check_key()
         durable.write(self._folder / CHAIN, chain)
 
     def server_credentials(self) -> grpc.ServerCredentials:
@@ -141,10 +145,13 @@ class Node:
     def _parse(self, chain: bytes) -> Papers:
         certificate = self._certificate(CHAIN, chain)
         if certificate.public_key() != self._key.public_key():
-            if self._read(KEY) != self._key_pem:
-                raise ConfigError(f"the node in {self._folder} was enrolled anew: restart what runs as it")
+            self._check_key()
             raise ConfigError(f"{self._folder / CHAIN} is not the certificate of the key beside it")
         return Papers(chain, certificate, Identity.of(certificate))
+
+    def _check_key(self) -> None:
+        if self._read(KEY) != self._key_pem:
+            raise ConfigError(f"the node in {self._folder} was enrolled anew: restart what runs as it")
 
     def _private(self) -> ec.EllipticCurvePrivateKey:
         try:
