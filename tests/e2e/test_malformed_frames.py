@@ -21,7 +21,7 @@ from trifold.shared.errors import TrifoldError
 from trifold.shared.runtime.monolith import Monolith
 
 FRAMES: Final = 1000
-AT_A_TIME: Final = 50
+AT_A_TIME: Final = 25
 POSITIONS: Final = 64
 
 EXTREMES: Final = (0, 1, 2, 3, 5, 63, 64, 65, 511, 512, 513, 2**16, 2**31 - 1, 2**31, 2**32 - 1)

@@ -52,6 +52,11 @@ class CacheMaker(Protocol[C_co]):
     def cache_bytes(self, capacity: int) -> int: ...
 
 
+def _in_use() -> float:
+    """Of a seat that nobody has said anything of."""
+    return 0.0
+
+
 class Session(Generic[C]):
     """What a tier keeps of one session, with or without a stream."""
 
@@ -85,7 +90,7 @@ class Seat(Generic[C]):
         loop = asyncio.get_running_loop()
         self.session = session
         self.since = loop.time()
-        self.idle: Callable[[], float] = lambda: 0.0
+        self.idle: Callable[[], float] = _in_use
         """For how many seconds it has been the caller's turn to do something."""
         self.lost: asyncio.Future[None] = loop.create_future()
         self.closed = False
@@ -109,6 +114,7 @@ class Seat(Generic[C]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._table.scheduler.forget(self)
+        self.idle = _in_use  # whoever told holds the cache
         self.session.ending = error.reason if isinstance(error, TrifoldError) else Unavailable.reason
         # Retrieved here, so that an eviction that came too late to be raised is no complaint of asyncio's.
         if not self.lost.cancel() and not self.lost.cancelled():
