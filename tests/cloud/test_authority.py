@@ -19,7 +19,7 @@ from trifold.shared.errors import ConfigError, Forbidden, InvalidRequest, Trifol
 from trifold.shared.identity.command import node as node_command
 from trifold.shared.identity.name import Identity
 from trifold.shared.identity.node import Node
-from trifold.shared.identity.request import new_key, signing_request
+from trifold.shared.identity.request import new_key, requested_key, signing_request
 
 
 @pytest.fixture
@@ -72,6 +72,16 @@ def test_a_request_for_a_key_on_a_curve_that_nobody_knows_is_none(authority: Aut
     request = signing_request(new_key()).replace(known, unknown)
     with pytest.raises(InvalidRequest, match="signing request is none"):
         authority.enrol("a token", request)
+
+
+@pytest.mark.parametrize("byte", [0x00, 0x20, 0x7F, 0x80, 0xFF])
+def test_whatever_byte_of_a_signing_request_is_changed_it_is_refused(authority: Authority, byte: int) -> None:
+    request = signing_request(new_key())
+    for at in range(len(request)):
+        changed = request[:at] + bytes([byte]) + request[at + 1 :]
+        if changed != request:
+            with pytest.raises(InvalidRequest, match="signing request"):
+                requested_key(changed)
 
 
 def test_a_certificate_is_renewed_for_its_own_key_only(authority: Authority, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def requested_key(request: bytes) -> ec.EllipticCurvePublicKey:
     try:
         asked = x509.load_der_x509_csr(request)
         key, proved = asked.public_key(), asked.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise InvalidRequest("the signing request is none") from None
     if not proved or not isinstance(key, ec.EllipticCurvePublicKey) or key.key_size != 256:
         raise InvalidRequest("the signing request is not signed with a key on the curve P-256")
