@@ -25,6 +25,12 @@ TOKENS = 6
 STEPS = {"positions", "queue_ns", "compute_ns"}
 
 
+@pytest.fixture(autouse=True)
+def _sent_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not every five seconds."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+
+
 def generate(
     tiers: Processes, url: str, *options: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
