@@ -60,7 +60,7 @@ async def _main() -> None:
             with Service(tiers, Path(folder) / "journals", "--threads", "1") as service:
                 print("\nClients of `trifold device serve`, which gives 16 answers at a time\n")
                 await _measure(lambda: _ask_over_http(service.url))
-            print("\nDevices of `trifold edge serve`, which has 32 sessions at a time\n")
+            print("\nDevices of `trifold edge serve`, which has 64 sessions at a time\n")
             async with _devices(tiers) as ask:
                 await _measure(ask)
 

@@ -35,7 +35,7 @@ def test_one_look_shows_sessions_answers_links_and_versions(addresses: list[str]
     assert seen.returncode == 0, seen.stderr
     # A session whose Close came late is kept, and a first token may take seconds.
     sessions, answers, links, versions = seen.stdout.strip().split("\n\n")
-    assert re.search(r"^edge +[01] +32 +0 +[01] +\d+% +\d+\.\d +\d+\.\d m?s", sessions, re.M), sessions
+    assert re.search(r"^edge +[01] +64 +0 +[01] +\d+% +\d+\.\d +\d+\.\d m?s", sessions, re.M), sessions
     assert re.search(r"^device +\d+\.\d +\d+\.\d m?s", answers, re.M)
     assert re.search(r"^edge-cloud +edge +\d+ k?B +\d+ k?B +\d+\.\d +\d+\.\d m?s", links, re.M)
     assert re.search(r"^device-edge +device +\d+\.\d m?s", links, re.M)

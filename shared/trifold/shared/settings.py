@@ -129,9 +129,6 @@ class EdgeSettings(ServiceSettings):
     section = "edge"
 
     listen: Address = Field("127.0.0.1:50061", description="HOST:PORT to serve on; port 0 takes a free one.")
-    streams: int = Field(
-        32, ge=1, description="Most sessions that run at a time; new ones above it are told to come later."
-    )
     core: Address = Field("127.0.0.1:50060", description="HOST:PORT of the cloud.")
     timeout: float = Field(30.0, gt=0, description="Seconds to wait for an answer of the cloud.")
 
