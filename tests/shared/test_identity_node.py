@@ -263,7 +263,7 @@ async def test_with_a_certificate_that_ran_out_no_service_starts(
 ) -> None:
     ran_out(authority, tmp_path / "edge")
     with pytest.raises(ConfigError, match=RAN_OUT):
-        await Door(f"{HOST}:0", tmp_path / "edge").open()
+        await Door(f"{HOST}:0", "trifold.proto.v1.EdgeService", tmp_path / "edge").open()
 
 
 async def test_a_certificate_that_ran_out_is_not_told_as_good(

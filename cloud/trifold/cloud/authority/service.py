@@ -25,6 +25,8 @@ from trifold.shared.session.decoding import Decoding
 from trifold.shared.session.door import Door
 from trifold.shared.session.status import abort, public
 
+_NAME: Final = pb.DESCRIPTOR.services_by_name["AuthorityService"].full_name
+
 _LOOK: Final = 2.0
 """Seconds between two looks at what the commands have written into the register."""
 
@@ -77,7 +79,7 @@ class AuthorityServer:
         pair = authority.enrolment_key, authority.enrolment
         self._credentials = grpc.ssl_server_credentials([pair])
         self._enrolling = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[Decoding()])
-        self._door = Door(renewal, authority.node, every_tenant=True)
+        self._door = Door(renewal, _NAME, authority.node, every_tenant=True)
         assert self._door.node
         self._node = self._door.node
         self._looking: asyncio.Task[Never] | None = None

@@ -24,7 +24,6 @@ from trifold.device.service.generate import GenerateService
 from trifold.proto.v1 import generate_pb2 as pb
 from trifold.proto.v1.generate_pb2_grpc import add_GenerateServiceServicer_to_server
 from trifold.shared.errors import ConfigError
-from trifold.shared.identity.access import check_serving
 from trifold.shared.identity.node import CHAIN, KEY, Node
 from trifold.shared.session.channel import way
 from trifold.shared.session.door import Door
@@ -55,9 +54,7 @@ class SiteServer:
         """
         self.address = ""
         self.url = ""
-        self._door = Door(listen, tls, insecure=insecure)
-        if self._door.node:
-            check_serving(self._door.node.identity, _NAME)
+        self._door = Door(listen, _NAME, tls, insecure=insecure)
         self._health = health.HealthServicer()
         add_GenerateServiceServicer_to_server(service, self._door.server)
         add_HealthServicer_to_server(self._health, self._door.server)

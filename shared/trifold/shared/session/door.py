@@ -11,6 +11,7 @@ import grpc.aio
 from prometheus_client.core import Metric
 
 from trifold.shared.errors import ConfigError
+from trifold.shared.identity.access import check_serving
 from trifold.shared.identity.gate import Gate
 from trifold.shared.identity.keeper import Keeper
 from trifold.shared.session.channel import SERVER_OPTIONS, way
@@ -26,14 +27,24 @@ class Door:
     """
 
     def __init__(
-        self, listen: str, tls: Path | None = None, *, insecure: bool = False, every_tenant: bool = False
+        self,
+        listen: str,
+        service: str,
+        tls: Path | None = None,
+        *,
+        insecure: bool = False,
+        every_tenant: bool = False,
     ) -> None:
-        """Raises ConfigError for an address off loopback without TLS, or a folder that is not a node's."""
+        """For `service`, by its full name.
+
+        Raises ConfigError for an address off loopback without TLS, or a folder of no node that serves it.
+        """
         self._listen = listen
         self._keeping: asyncio.Task[Never] | None = None
         self.node = way(listen, tls, insecure=insecure)
         gates = []
         if self.node:
+            check_serving(self.node.identity, service)
             tenants = None if every_tenant else frozenset(self.node.identity.tenants)
             gates = [Gate(self.node.revoked, tenants)]
             self._keeper = Keeper(self.node, revoked=True, looked=gates[0].sweep)

@@ -25,7 +25,6 @@ from prometheus_client.registry import Collector
 
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import InvalidRequest, TrifoldError, Unavailable
-from trifold.shared.identity.access import check_serving
 from trifold.shared.identity.gate import tenant_of
 from trifold.shared.session.door import Door
 from trifold.shared.session.status import abort, public
@@ -116,9 +115,7 @@ class TierServer:
         With TLS as the node of the folder `tls`; without, on loopback only, unless that is `insecure`.
         Raises ConfigError where that is impossible.
         """
-        self._door = Door(listen, tls, insecure=insecure)
-        if self._door.node:
-            check_serving(self._door.node.identity, self._service.name)
+        self._door = Door(listen, self._service.name, tls, insecure=insecure)
         self._serve_at(self._door.server)
         self.address = await self._door.open()
         await self._announce(health_pb2.HealthCheckResponse.SERVING)
