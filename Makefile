@@ -18,8 +18,9 @@ federated-demo: $(VENV)/train.done
 	rm -rf build/federated-demo
 	$(BIN)/trifold federated-demo models/trifold-nano $(ARGS)
 
+# With a worker for each processor: most tests wait for processes that they have started.
 test: $(VENV)/dev.done
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 # Tiers for arm64, emulated; the qemu and the Python for it are brought into build/arm64 from Debian.
 test-arm64: $(VENV)/dev.done

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,14 @@ from trifold.shared.model.checkpoint import Checkpoint
 def _interruptible() -> None:
     """In the background SIGINT is ignored, here and in whatever is started from here."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def default_ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The ports that services take unless told otherwise: one test at a time has them, of all workers."""
+    with (tmp_path_factory.getbasetemp().parent / "default-ports").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

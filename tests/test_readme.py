@@ -42,6 +42,7 @@ def trifold(*arguments: str, cwd: Path) -> str:
     return run([sys.executable, "-m", "trifold.shared.cli.main", *arguments], cwd)
 
 
+@pytest.mark.usefixtures("default_ports")
 def test_the_commands_and_programs_of_the_readme_and_the_sdk_page_work_in_order(
     tmp_path: Path,
 ) -> None:

@@ -170,13 +170,12 @@ def test_memory_stays_far_below_the_largest_tensor(tmp_path: Path) -> None:
 
 def trifold_split(*arguments: str, largest: int = resource.RLIM_INFINITY) -> subprocess.CompletedProcess[str]:
     """`trifold split`, which cannot write a file of more than `largest` bytes."""
-    return subprocess.run(
-        [sys.executable, "-m", "trifold.shared.cli.main", "split", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)),
+    limited = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest}, {largest}))\n"
+        "from trifold.shared.cli.main import main; main()"
     )
+    command = [sys.executable, "-c", limited, "split", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_a_disk_that_takes_no_more_is_an_error_with_a_name_and_leaves_the_older_bundle_and_nothing_else(

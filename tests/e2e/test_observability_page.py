@@ -7,6 +7,8 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from tests.bench.nano import split_nano
 from tests.test_readme import ROOT, run, steps, trifold
 from trifold.shared.cli.service_process import ServiceProcess
@@ -14,6 +16,7 @@ from trifold.shared.cli.service_process import ServiceProcess
 PAGE = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("default_ports")
 def test_the_commands_and_programs_of_the_page_work(tmp_path: Path) -> None:
     split_nano(tmp_path / "bundle")
     shown = ""
