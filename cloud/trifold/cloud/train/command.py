@@ -11,6 +11,7 @@ import typer
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.cli.logs import log_service
 from trifold.shared.errors import ConfigError
+from trifold.shared.session.ports import check_free
 from trifold.shared.session.server import serve
 from trifold.shared.settings import CloudTrainSettings
 
@@ -54,6 +55,7 @@ def train(
         metrics=metrics,
     )
     log_service(settings.log_level, settings.log_format)
+    check_free(settings.listen, settings.metrics)
     asyncio.run(_serve(settings))
 
 

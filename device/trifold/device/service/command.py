@@ -18,6 +18,7 @@ from trifold.device.service.keys import ApiKeys, add_key
 from trifold.shared.cli.logs import log_service
 from trifold.shared.errors import ConfigError
 from trifold.shared.session.channel import on_loopback
+from trifold.shared.session.ports import check_free
 from trifold.shared.session.watchdog import watched
 from trifold.shared.settings import ServeSettings
 from trifold.shared.telemetry import traces as tracing
@@ -109,6 +110,7 @@ async def _serve(settings: ServeSettings) -> None:
         raise ConfigError(f"{needed}: install Trifold with the extra 'gateway'") from None
     if not (settings.keys or settings.insecure or on_loopback(settings.http)):
         raise ConfigError(f"{settings.http} is not on loopback: say who may call with --keys, or --insecure")
+    check_free(settings.listen, settings.http, settings.metrics)
     keys = ApiKeys(
         settings.keys,
         requests_per_minute=settings.requests_per_minute,

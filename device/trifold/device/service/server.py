@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +22,10 @@ from prometheus_client.core import Metric
 from trifold.device.service.generate import GenerateService
 from trifold.proto.v1 import generate_pb2 as pb
 from trifold.proto.v1.generate_pb2_grpc import add_GenerateServiceServicer_to_server
-from trifold.shared.errors import ConfigError
 from trifold.shared.identity.node import CHAIN, KEY, Node
 from trifold.shared.session.channel import way
 from trifold.shared.session.door import Door
+from trifold.shared.session.ports import listening
 from trifold.shared.session.stream import until_first
 
 _NAME: Final = pb.DESCRIPTOR.services_by_name["GenerateService"].full_name
@@ -76,10 +75,10 @@ class SiteServer:
             _show(context, self._tls)
             self._http.config.ssl = context
             self._serving.append(asyncio.create_task(_keep(context, self._node, self._tls)))
-        listening = _listen(self._at)
+        at = listening(self._at)
         scheme = "https" if self._http.config.ssl else "http"
-        self.url = f"{scheme}://{self._at.rpartition(':')[0]}:{listening.getsockname()[1]}"
-        self._serving.append(asyncio.create_task(self._http.serve([listening])))
+        self.url = f"{scheme}://{self._at.rpartition(':')[0]}:{at.getsockname()[1]}"
+        self._serving.append(asyncio.create_task(self._http.serve([at])))
         await self._announce(health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self, grace: float) -> None:
@@ -117,16 +116,6 @@ class _Http(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _listen(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, int(port)), family=family)
-    except OSError as error:
-        raise ConfigError(f"cannot listen at {address}: {error.strerror}") from None
 
 
 async def _keep(context: ssl.SSLContext, node: Node, folder: Path) -> None:

@@ -11,6 +11,7 @@ from trifold.shared.bundle.manifest import Manifest, Tier
 from trifold.shared.cli.logs import log_service
 from trifold.shared.errors import NotExact
 from trifold.shared.runtime.shard import Shard
+from trifold.shared.session.ports import check_free
 from trifold.shared.settings import ServiceSettings
 from trifold.shared.telemetry import traces
 
@@ -18,11 +19,13 @@ from trifold.shared.telemetry import traces
 def load_tier(settings: ServiceSettings, tier: Tier) -> tuple[Manifest, Shard]:
     """The manifest and the proved shard of a tier; tells on stderr how far it is.
 
-    Raises DamagedFile, or NotExact when the self-test fails and the settings do not allow that.
+    Raises ConfigError where it could not listen, DamagedFile, or NotExact when the self-test fails and the
+    settings do not allow that.
     """
     log_service(settings.log_level, settings.log_format)
     traces.export(settings.traces, tier, insecure=settings.insecure)
     folder = TierFolder.open(settings.bundle, tier)
+    check_free(settings.listen, settings.metrics)
     size = sum(entry.size for entry in folder.files.values())
     _tell(f"loading the {tier} shard of {settings.bundle} ({size / 1e6:.0f} MB) and testing its numerics …")
     began = perf_counter()
