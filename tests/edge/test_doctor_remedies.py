@@ -172,7 +172,7 @@ async def test_a_certificate_of_another_authority_may_be_that_of_a_wrong_port(
 async def test_an_edge_that_was_taken_for_the_core_is_told(bundle: Path) -> None:
     async with running_core(bundle) as core, running_edge(bundle, core.address) as edge:
         result = await doctor("--core", edge.address, "--bundle", bundle)
-    told = f"{edge.address}: an edge, the authority or something else answers there, not a core"
+    told = f"the core at {edge.address}: an edge, the authority or something else answers there, not a core"
     assert result.fault("core").detail == told
     assert [finding.detail for finding in result.of("link")] == [f"no session with the core: {told}"]
 

@@ -16,7 +16,7 @@ from trifold.edge.doctor.reach import unreached
 from trifold.edge.doctor.tiers import own
 from trifold.edge.service.upstream import Core
 from trifold.proto.v1 import session_pb2 as pb
-from trifold.shared.errors import ConfigError, DeadlineExceeded, TrifoldError, Unauthenticated, Unavailable
+from trifold.shared.errors import DeadlineExceeded, TrifoldError, Unauthenticated, Unavailable
 from trifold.shared.session.channel import way
 
 _ROUNDS: Final = 10
@@ -52,7 +52,7 @@ async def _asked(patient: Patient, address: str) -> tuple[pb.DescribeResponse, l
     """What the core tells, and the seconds of some round trips on a connection that is open."""
     core = Core(address, patient.timeout, tls=patient.tls, insecure=patient.insecure)
     try:
-        told, trips = await described(core, address), []
+        told, trips = await core.describe(), []
         for _ in range(_ROUNDS):
             began = perf_counter()
             await core.describe()
@@ -60,15 +60,6 @@ async def _asked(patient: Patient, address: str) -> tuple[pb.DescribeResponse, l
         return told, trips
     finally:
         await core.close()
-
-
-async def described(core: Core, address: str) -> pb.DescribeResponse:
-    """What the core at `address` tells. Raises ConfigError where something else answers, or Unavailable."""
-    try:
-        return await core.describe()
-    except ConfigError:
-        told = f"{address}: an edge, the authority or something else answers there, not a core"
-        raise ConfigError(told) from None
 
 
 def _bundle(patient: Patient, told: pb.DescribeResponse) -> Finding:

@@ -17,7 +17,6 @@ from typing import Final
 import numpy as np
 
 from trifold.edge.doctor.check import Check
-from trifold.edge.doctor.core import described
 from trifold.edge.doctor.finding import Finding, fault, ok, skipped, warning
 from trifold.edge.doctor.patient import Patient
 from trifold.edge.doctor.tiers import own
@@ -107,7 +106,7 @@ async def _measured(patient: Patient, address: str, manifest: Manifest) -> tuple
     )
     try:
         # Which says at once that the core is not there: a session would wait for it.
-        await described(core, address)
+        await core.describe()
         async with core.open(opening, NOT_TRACED) as stream:
             steps = Steps(stream, opening, manifest, patient.timeout)
             token = await steps.fastest(1)

@@ -14,7 +14,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from trifold.proto.v1 import session_pb2 as pb
-from trifold.shared.errors import DeadlineExceeded, TrifoldError, Unavailable
+from trifold.shared.errors import ConfigError, DeadlineExceeded, TrifoldError, Unavailable
 from trifold.shared.session.channel import Connection, way
 from trifold.shared.session.ending import Ending, nonsense
 from trifold.shared.session.status import from_rpc_error
@@ -68,7 +68,7 @@ class Core:
             stream.end()
 
     async def describe(self) -> pb.DescribeResponse:
-        """Raises Unavailable when the core is not there."""
+        """Raises Unavailable when the core is not there, ConfigError where something else answers."""
         method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
         method = self._connection.channel.unary_unary(f"{_CORE}/Describe")
         request = pb.DescribeRequest().SerializeToString()
@@ -76,7 +76,7 @@ class Core:
             data = await method(request, timeout=min(self.timeout, _OPEN_SECONDS))
             return pb.DescribeResponse.FromString(data)
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, self.name) from None
+            raise _explained(from_rpc_error(error, self.name), self.name) from None
         except DecodeError:
             raise nonsense(self.name, "a description that is not one") from None
 
@@ -153,7 +153,7 @@ class CoreStream:
             await asyncio.wait([ended], timeout=patience / 4)
             if self._sent > self._received and monotonic() - self._progress > patience:
                 raise DeadlineExceeded(f"{self._core.name} sent no result for {patience:g} s")
-        raise await self._ending.error()
+        raise _explained(await self._ending.error(), self._core.name)
 
     async def close(self) -> None:
         """Tells the core that the session is over, and waits a moment until it has heard."""
@@ -183,9 +183,16 @@ class CoreStream:
         try:
             data = await anext(self._responses)
         except (grpc.aio.AioRpcError, StopAsyncIteration):
-            raise await self._ending.error() from None
+            raise _explained(await self._ending.error(), self._core.name) from None
         self._traffic.down(len(data))
         try:
             return pb.SessionResponse.FromString(data), len(data)
         except DecodeError:
             raise self.nonsense("a message that is not a SessionResponse") from None
+
+
+def _explained(end: TrifoldError, core: str) -> TrifoldError:
+    """What a call to the `core` ended with; it is told where nothing there is a core's service."""
+    if isinstance(end, ConfigError):
+        return ConfigError(f"{core}: an edge, the authority or something else answers there, not a core")
+    return end
