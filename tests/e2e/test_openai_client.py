@@ -244,6 +244,18 @@ def test_a_body_that_is_too_large_or_no_json_is_refused(service: Service) -> Non
         connection.close()
 
 
+def test_a_body_that_is_not_said_to_be_json_is_told_what_to_say(service: Service) -> None:
+    connection = http.client.HTTPConnection(service.url.split("/")[2])
+    asked = json.dumps({"model": "trifold", "prompt": "x"})
+    connection.request(
+        "POST", "/v1/completions", asked, {"Content-Type": "application/x-www-form-urlencoded"}
+    )
+    answer = connection.getresponse()
+    assert answer.status == 400
+    assert "Content-Type: application/json" in json.loads(answer.read())["error"]["message"]
+    connection.close()
+
+
 async def test_a_client_that_leaves_a_stream_frees_the_sessions(tiers: Processes, tmp_path: Path) -> None:
     def leave(service: Service) -> None:
         with service.openai() as client, complete(client, max_tokens=900, n=2, stream=True) as stream:

@@ -74,13 +74,15 @@ async def _trifold_error(_: Request, error: Exception) -> JSONResponse:
     return refusal(public(error))
 
 
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     REFUSALS.labels(InvalidRequest.reason).inc()
     first = error.errors()[0]
     param = ".".join(str(part) for part in first["loc"][1:]) or None
     message = first["msg"].removeprefix("Value error, ")
-    if param:
+    if first["loc"] == ("body",) and "json" not in request.headers.get("Content-Type", ""):
+        message = "the body must be JSON, with the header Content-Type: application/json"
+    elif param:
         message = f"{param}: {message}"
     status = HTTPStatus.BAD_REQUEST
     return JSONResponse(_object(message, status, code=InvalidRequest.reason.lower(), param=param), status)
