@@ -1,7 +1,8 @@
 """Overload: a site asked for more than it can give, in an open loop.
 
-First the peak: so many callers at once, each asking again as soon as it is answered. Then they come by
-chance, at a rate that does not mind the answers, up to five times what the peak answered; none comes again.
+First the peak: so many callers at once, each asking again as soon as it is answered. Then, in turn with the
+peak, they come by chance, at a rate that does not mind the answers, up to five times what the peak answered;
+none comes again. A row is the median of several such turns, its share of the peak that of the same turn.
 Once these are clients of OpenAI's API at `trifold device serve`, and once devices at `trifold edge serve`:
 these speak the wire without a shard of their own, so that edge and core are what is measured. All of it, the
 callers too, shares one machine.
@@ -16,7 +17,10 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from math import isnan, nan
 from pathlib import Path
+from statistics import median
 from typing import Final, NamedTuple
 
 from tests.bench.nano import split_nano
@@ -29,8 +33,9 @@ TOKENS: Final = 32
 PROMPT: Final = (7, 8, 9, 10)
 CALLERS: Final = (4, 16, 64)
 LOADS: Final = (0.8, 1.0, 2.0, 5.0)
-SECONDS: Final = 20.0
-WARM_UP: Final = 10.0
+TURNS: Final = 3
+SECONDS: Final = 10.0
+WARM_UP: Final = 6.0
 """Seconds before the ones that count: by then as many answers run as ever will."""
 
 
@@ -65,45 +70,77 @@ async def _main() -> None:
                 await _measure(ask)
 
 
+@dataclass(frozen=True)
+class Figures:
+    """Of SECONDS: what was given whole and what was refused, a second, and how fast, in milliseconds."""
+
+    failed: int
+    goodput: float
+    first: tuple[float, float]
+    refused: float
+    refusal: tuple[float, float]
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer]) -> Figures:
+        given = [answer for answer in answers if answer.tokens and not answer.refused]
+        refused = [answer for answer in answers if answer.refused]
+        return cls(
+            failed=len(answers) - len(given) - len(refused),
+            goodput=sum(answer.tokens for answer in given) / SECONDS,
+            first=_percentiles([answer.first for answer in given]),
+            refused=len(refused) / SECONDS,
+            refusal=_percentiles([answer.first for answer in refused]),
+        )
+
+
 async def _measure(ask: Ask) -> None:
-    cells = "answered/s | tokens/s | of the peak | first token p50, ms | p99"
-    print(f"| load | {cells} | refused/s | refusal p50, ms | p99 |")
+    cells = "tokens/s | of the peak | first token p50, ms | p99 | refused/s | refusal p50, ms | p99"
+    print(f"| load | {cells} | failed |")
     print("|---|---|---|---|---|---|---|---|---|")
-    peak = 0.0
-    for callers in CALLERS:
-        peak = max(peak, _row(f"{callers} callers, closed loop", await _closed(ask, callers), peak))
-    for load in LOADS:
-        rate = load * peak / TOKENS
-        _row(f"{load:g} x the peak: {rate:.0f} a second", await _open(ask, rate), peak)
+    alone = {callers: Figures.of(await _closed(ask, callers)).goodput for callers in CALLERS}
+    callers = max(alone, key=lambda callers: alone[callers])
+    rates = {load: load * alone[callers] / TOKENS for load in LOADS}
+    turns = [
+        [Figures.of(await _closed(ask, callers))]
+        + [Figures.of(await _open(ask, rate)) for rate in rates.values()]
+        for _ in range(TURNS)
+    ]
+    peaks = [turn[0].goodput for turn in turns]
+    names = [f"the peak: {callers} callers, closed loop"]
+    names += [f"{load:g} x the peak: {rate:.0f} a second" for load, rate in rates.items()]
+    for name, figures in zip(names, zip(*turns, strict=True), strict=True):
+        _row(name, figures, peaks)
 
 
-def _row(load: str, answers: Sequence[Answer], peak: float) -> float:
-    """Prints it and returns the tokens a second in whole answers."""
-    given = [answer for answer in answers if answer.tokens and not answer.refused]
-    refused = [answer for answer in answers if answer.refused]
-    if failed := len(answers) - len(given) - len(refused):
-        load += f" ({failed} failed)"
-    goodput = sum(answer.tokens for answer in given) / SECONDS
+def _row(name: str, turns: Sequence[Figures], peaks: Sequence[float]) -> None:
+    shares = [turn.goodput / peak for turn, peak in zip(turns, peaks, strict=True)]
     cells = [
-        load,
-        f"{len(given) / SECONDS:.1f}",
-        f"{goodput:.0f}",
-        f"{goodput / peak:.0%}" if peak else "",
-        *_percentiles([answer.first for answer in given]),
-        f"{len(refused) / SECONDS:.1f}",
-        *_percentiles([answer.first for answer in refused]),
+        name,
+        f"{median(turn.goodput for turn in turns):.0f}",
+        f"{median(shares):.0%} ({min(shares):.0%} to {max(shares):.0%})",
+        *_medians([turn.first for turn in turns]),
+        f"{median(turn.refused for turn in turns):.1f}",
+        *_medians([turn.refusal for turn in turns]),
+        str(sum(turn.failed for turn in turns)),
     ]
     print(f"| {' | '.join(cells)} |", flush=True)
-    return goodput
 
 
-def _percentiles(seconds: Sequence[float]) -> tuple[str, str]:
-    """p50 and p99 in milliseconds."""
-    if not seconds:
+def _medians(turns: Sequence[tuple[float, float]]) -> tuple[str, str]:
+    """Of p50 and of p99, with the least and the largest of these."""
+    p50s, p99s = zip(*turns, strict=True)
+    if isnan(median(p50s)):
         return "", ""
+    return f"{median(p50s):.0f}", f"{median(p99s):.0f} ({min(p99s):.0f} to {max(p99s):.0f})"
+
+
+def _percentiles(seconds: Sequence[float]) -> tuple[float, float]:
+    """p50 and p99 in milliseconds; NaN where there was nothing."""
+    if not seconds:
+        return nan, nan
     ordered = sorted(seconds)
     p50, p99 = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-    return f"{1000 * p50:.0f}", f"{1000 * p99:.0f}"
+    return 1000 * p50, 1000 * p99
 
 
 async def _closed(ask: Ask, callers: int) -> list[Answer]:
