@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from trifold.cloud.core.engines.onnxruntime.engine import OnnxRuntimeEngine
 from trifold.cloud.core.service import CoreService
 from trifold.edge.service.service import EdgeService
 from trifold.edge.service.upstream import Core
@@ -26,8 +27,15 @@ def shard(bundle: Path, tier: Tier) -> Shard:
     return Shard.load(TierFolder.open(bundle, tier), threads=1)
 
 
+@cache
+def engine(bundle: Path) -> OnnxRuntimeEngine:
+    """The proved core, loaded once for all tests."""
+    return OnnxRuntimeEngine.load(TierFolder.open(bundle, "cloud"), threads=1)
+
+
 @dataclass
 class RunningCore:
+    bundle: Path
     service: CoreService
     server: TierServer
     address: str
@@ -51,11 +59,11 @@ async def running_core(
     tls: Path | None = None,
 ) -> AsyncIterator[RunningCore]:
     manifest = TierFolder.open(bundle, "cloud").manifest
-    service = CoreService(shard(bundle, "cloud"), manifest, memory=memory, streams=streams, lease=lease)
+    service = CoreService(engine(bundle), manifest, memory=memory, streams=streams, lease=lease)
     server = TierServer(service)
     await server.start(listen, tls=tls)
     try:
-        yield RunningCore(service, server, server.address)
+        yield RunningCore(bundle, service, server, server.address)
     finally:
         await server.stop()
 

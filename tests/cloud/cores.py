@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.tiers import RunningCore
+from tests.tiers import RunningCore, shard
 from tests.wire import Peer, Talk
 from trifold.shared.runtime.codec import RowCodec, Rows
 
@@ -29,7 +29,7 @@ def some_rows(core: RunningCore, seed: int = 0, length: int = LENGTH) -> Rows:
 
 def expected(core: RunningCore, rows: Rows) -> Rows:
     """What a device must get for the rows of an edge, by the shard itself and in one piece."""
-    codec, own = codec_of(core), core.service.shard
+    codec, own = codec_of(core), shard(core.bundle, "cloud")
     arrived = codec.decode(codec.encode(rows, 0), len(rows), 0)
     out = own.run(own.cache(len(rows)), arrived, 0)
     return codec.decode(codec.encode(out, 0), len(rows), 0)

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.cloud.cores import codec_of, digest_of, expected, opened, settled, some_rows
-from tests.tiers import RunningCore, running_core
+from tests.tiers import RunningCore, engine, running_core
 from tests.wire import Peer, decoded
 from trifold.shared.errors import (
     ConfigError,
@@ -39,7 +39,7 @@ async def test_describe_tells_what_the_tier_is_and_how_busy(core: RunningCore, p
     told = await peer.describe()
     assert told.serving_digest == digest_of(core)
     assert (told.max_positions, told.max_rows, told.sessions, told.draining) == (256, 512, 1, False)
-    assert told.kv_bytes == core.service.shard.cache_bytes(64) <= told.kv_bytes_limit
+    assert told.kv_bytes == engine(core.bundle).cache_bytes(64) <= told.kv_bytes_limit
     assert [tier.tier for tier in told.tiers] == ["cloud"]
     await talk.close()
     with pytest.raises(InvalidRequest, match="not a DescribeRequest"):

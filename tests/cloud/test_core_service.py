@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from tests.cloud.cores import LENGTH, codec_of, digest_of, expected, opened, some_rows
-from tests.tiers import RunningCore, running_core
+from tests.tiers import RunningCore, engine, running_core
 from tests.wire import Peer, decoded
+from trifold.cloud.core.engines.engine import Part
+from trifold.cloud.core.engines.onnxruntime.attention import Cache
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import (
     BadRows,
@@ -28,7 +30,6 @@ from trifold.shared.errors import (
     UnknownSession,
 )
 from trifold.shared.runtime.codec import Rows
-from trifold.shared.runtime.shard import Cache
 from trifold.shared.session import stream as stream_module
 
 
@@ -152,7 +153,7 @@ async def test_opened_says_what_was_agreed(core: RunningCore, peer: Peer) -> Non
     assert (answer.have, answer.steps_in_flight, answer.max_rows, answer.lease_ms) == (0, 4, 512, 30_000)
     [tier] = answer.tiers
     assert (tier.tier, tier.exact) == ("cloud", True)
-    assert tier.fingerprint == core.service.shard.fingerprint
+    assert tier.fingerprint == engine(core.bundle).fingerprint
     await talk.close()
     assert (await peer.call().open(digest_of(core), steps_in_flight=1000)).steps_in_flight == 16
 
@@ -291,14 +292,14 @@ async def test_a_failing_engine_ends_one_session_with_a_public_message_and_no_ot
     core: RunningCore, peer: Peer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     neighbour, talk = await opened(core, peer, held=4), await opened(core, peer, held=4)
-    run = core.service.shard.run
+    run = engine(core.bundle).run
 
-    def fail(cache: Cache, rows: Rows, base_pos: int, logits_from: int | None = None) -> Rows:
-        if len(rows) == 3:
+    def fail(batch: Sequence[Part[Cache]]) -> list[Rows]:
+        if any(len(part.rows) == 3 for part in batch):
             raise ZeroDivisionError("a secret of the house")
-        return run(cache, rows, base_pos, logits_from)
+        return run(batch)
 
-    monkeypatch.setattr(core.service.shard, "run", fail)
+    monkeypatch.setattr(engine(core.bundle), "run", fail)
     with caplog.at_level(logging.ERROR):
         await talk.send_rows(codec_of(core), some_rows(core)[4:7], 4)
         error = await talk.end()

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tests.cloud.cores import codec_of, digest_of, expected, opened, settled, some_rows
-from tests.tiers import RunningCore, running_core, shard
+from tests.tiers import RunningCore, engine, running_core, shard
 from tests.wire import Peer, Talk, decoded
+from trifold.cloud.core.engines.onnxruntime.attention import Cache
 from trifold.shared.errors import (
     InvalidRequest,
     Overloaded,
@@ -19,7 +20,6 @@ from trifold.shared.errors import (
     StaleEpoch,
     Unavailable,
 )
-from trifold.shared.runtime.shard import Cache
 from trifold.shared.session import table as table_module
 from trifold.shared.session.table import Seat
 
@@ -48,7 +48,7 @@ async def test_a_takeover_ends_the_older_stream_and_goes_on_from_what_is_held(
     assert "epoch 5" in ended.message
     await newer.send_rows(codec, rows[10:], 10)
     assert np.array_equal(decoded(codec, await newer.result()), expected(core, rows)[10:])
-    assert core.service.table.reserved == core.service.shard.cache_bytes(64)
+    assert core.service.table.reserved == engine(core.bundle).cache_bytes(64)
     await newer.close()
     assert core.service.table.reserved == 0
 
@@ -256,13 +256,13 @@ async def test_a_planted_leak_is_found_by_the_count_of_live_caches(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_core(bundle, lease=0.05) as core, Peer.at(core.address, "CoreService") as peer:
-        make, hoard = core.service.shard.cache, list[Cache]()
+        make, hoard = engine(core.bundle).cache, list[Cache]()
 
         def keep(capacity: int) -> Cache:
             hoard.append(make(capacity))
             return hoard[-1]
 
-        monkeypatch.setattr(core.service.shard, "cache", keep)
+        monkeypatch.setattr(engine(core.bundle), "cache", keep)
         before = live_caches()
         await come_and_go(core, peer, 8)
         assert live_caches() == before + 8

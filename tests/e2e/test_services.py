@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from tests.processes import Processes, Service
-from tests.tiers import MEMORY, shard
+from tests.tiers import MEMORY, engine
 from tests.wire import Peer, decoded
+from trifold.cloud.core.engines.engine import Part
 from trifold.cloud.core.service import CoreService
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.bundle.folder import TierFolder
@@ -97,12 +98,12 @@ async def test_a_second_signal_stops_at_once_and_the_session_is_told_to_resume(
 
 def stopped_in_a_turn_without_end(bundle: Path, grace: float, signals: int) -> None:
     """A process of its own: a core that gets so many signals while its engine is busy for ever."""
-    core, busy = shard(bundle, "cloud"), threading.Event()
+    core, busy = engine(bundle), threading.Event()
     rows = np.zeros((8, core.hidden), np.float32)
 
     def turn() -> None:
         while True:
-            core.run(core.cache(8), rows, 0)
+            core.run([Part(core.cache(8), rows, 0)])
             busy.set()
 
     async def run() -> None:

@@ -26,7 +26,7 @@ def inexact_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_tier_is_loaded_and_tells_how_far_it_is(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest, shard = load_tier(CloudSettings(bundle=bundle, listen="127.0.0.1:0"), "cloud")
+    manifest, shard = load_tier(CloudSettings(bundle=bundle, listen="127.0.0.1:0"), "cloud", Shard.load)
     assert shard.tier == "cloud"
     assert manifest.serving_digest
     said = capsys.readouterr()
@@ -40,8 +40,10 @@ def test_an_engine_that_fails_the_self_test_does_not_serve_unless_that_is_allowe
     bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(NotExact, match="--inexact"):
-        load_tier(CloudSettings(bundle=bundle, listen="127.0.0.1:0"), "cloud")
-    _, shard = load_tier(CloudSettings(bundle=bundle, listen="127.0.0.1:0", inexact=True), "cloud")
+        load_tier(CloudSettings(bundle=bundle, listen="127.0.0.1:0"), "cloud", Shard.load)
+    _, shard = load_tier(
+        CloudSettings(bundle=bundle, listen="127.0.0.1:0", inexact=True), "cloud", Shard.load
+    )
     assert not shard.exact
     assert "NOT EXACT" in capsys.readouterr().err
 
@@ -51,8 +53,8 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(
 ) -> None:
     with listening("127.0.0.1:0") as other:
         taken = f"127.0.0.1:{other.getsockname()[1]}"
-        with pytest.raises(ConfigError, match=f"cannot listen at {taken}: Address already in use"):
-            load_tier(CloudSettings(bundle=bundle, listen=taken), "cloud")
+        with pytest.raises(ConfigError, match=f"cannot listen at {taken}: is another"):
+            load_tier(CloudSettings(bundle=bundle, listen=taken), "cloud", Shard.load)
         with pytest.raises(ConfigError, match=taken):
-            load_tier(CloudSettings(bundle=bundle, listen="127.0.0.1:0", metrics=taken), "cloud")
+            load_tier(CloudSettings(bundle=bundle, listen="127.0.0.1:0", metrics=taken), "cloud", Shard.load)
     assert capsys.readouterr().err == ""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from trifold.cloud.core.engines.onnxruntime.engine import OnnxRuntimeEngine
 from trifold.cloud.core.service import CoreService
 from trifold.cloud.train.command import train
 from trifold.shared.bundle.manifest import Manifest
-from trifold.shared.runtime.shard import Shard
 from trifold.shared.session.server import serve as serve_tier
 from trifold.shared.session.startup import load_tier
 from trifold.shared.settings import CloudSettings
@@ -63,12 +64,13 @@ def serve(
         metrics=metrics,
         traces=traces,
     )
-    asyncio.run(_serve(settings, *load_tier(settings, "cloud")))
+    load = partial(OnnxRuntimeEngine.load, threads=settings.threads)
+    asyncio.run(_serve(settings, *load_tier(settings, "cloud", load)))
 
 
-async def _serve(settings: CloudSettings, manifest: Manifest, shard: Shard) -> None:
+async def _serve(settings: CloudSettings, manifest: Manifest, engine: OnnxRuntimeEngine) -> None:
     service = CoreService(
-        shard,
+        engine,
         manifest,
         memory=settings.kv_memory,
         streams=settings.streams,

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
+import numpy as np
+
+from trifold.cloud.core.engines.engine import Cache, Engine, Part
+from trifold.cloud.core.scheduler import BatchScheduler, RowJob
 from trifold.proto.v1 import session_pb2 as pb
-from trifold.shared.runtime.shard import Cache
+from trifold.shared.bundle.manifest import Manifest
+from trifold.shared.runtime.shard import Rows
 from trifold.shared.session.conversation import Conversation
 from trifold.shared.session.frames import Steps
 from trifold.shared.session.scheduler import Turn
@@ -15,14 +23,20 @@ from trifold.shared.telemetry import metrics
 
 
 class CoreService(TierService):
-    """Runs the cloud's shard for many edges and sessions."""
+    """Runs the cloud's layers for many edges and sessions, whose rows are computed together."""
 
     name = "trifold.proto.v1.CoreService"
     link = "edge-cloud"
     takes = "rows"
     counted = metrics.CORE
 
-    async def converse(self, stream: Stream, opening: pb.Open, seat: Seat[Cache]) -> None:
+    def __init__(
+        self, engine: Engine[Any], manifest: Manifest, *, memory: int, streams: int, lease: float
+    ) -> None:
+        scheduler = BatchScheduler(engine)
+        super().__init__(engine, scheduler, manifest, memory=memory, streams=streams, lease=lease)
+
+    async def converse(self, stream: Stream, opening: pb.Open, seat: Seat[Any]) -> None:
         cache = await seat.cache()
         steps = self.frames.steps(opening, cache.have)
         opened = pb.Opened(
@@ -40,18 +54,14 @@ class CoreConversation(Conversation):
     """An edge's rows through the core."""
 
     def __init__(
-        self, core: CoreService, stream: Stream, seat: Seat[Cache], cache: Cache, steps: Steps
+        self, core: CoreService, stream: Stream, seat: Seat[Any], cache: Cache, steps: Steps
     ) -> None:
-        super().__init__(stream, seat, cache, steps, core.scheduler)
-        self._core = core
-        self._codec = core.frames.codec
+        super().__init__(stream, seat, steps)
+        self.core = core
+        self.cache = cache
 
-    def compute(self, step: pb.Step) -> bytes:
-        header = step.header
-        rows = self._codec.decode(step.rows, header.rows, header.base_pos)
-        out = self._core.shard.run(self.cache, rows, header.base_pos)
-        first = self._core.first_wanted(header)
-        return self._codec.encode(out[first - header.base_pos :], first)
+    def submit(self, step: pb.Step) -> asyncio.Future[Turn[bytes | None]]:
+        return self.core.scheduler.put(CoreStep(self, step))
 
     async def pass_on(self, passage: Passage) -> None:
         turn = await passage.turn
@@ -60,9 +70,39 @@ class CoreConversation(Conversation):
 
     def _result(self, passage: Passage, turn: Turn[bytes | None]) -> pb.Result:
         header = passage.header
-        first = self._core.first_wanted(header)
-        hop = self.hop(passage, turn, self._core.info)
-        header.codec = self._codec.wire
+        first = self.core.first_wanted(header)
+        hop = self.hop(passage, turn, self.core.info)
+        header.codec = self.core.frames.codec.wire
         header.rows = 0 if turn.value is None else header.base_pos + header.rows - first
         header.base_pos = first
         return pb.Result(header=header, rows=turn.value or b"", stale=turn.value is None, hops=[hop])
+
+
+class CoreStep(RowJob[bytes | None]):
+    """A step of rows: decoded when its first batch begins, and encoded when all of them are back."""
+
+    def __init__(self, conversation: CoreConversation, step: pb.Step) -> None:
+        super().__init__(conversation.seat, conversation.stream.tenant, step.header.rows)
+        self._conversation = conversation
+        self._codec = conversation.core.frames.codec
+        self._step = step
+        # What the device wants to see; its header is rewritten for the answer.
+        self._base_pos = step.header.base_pos
+        self._first = conversation.core.first_wanted(step.header)
+        self._rows: Rows | None = None
+        self._out: list[Rows] = []
+
+    def part(self) -> Part[Any] | None:
+        if self._conversation.steps.stale(self._step):
+            return None
+        if self._rows is None:
+            self._rows = self._codec.decode(self._step.rows, self.rows, self._base_pos)
+        rows = self._rows[self.had : self.had + self.granted]
+        return Part(self._conversation.cache, rows, self._base_pos + self.had)
+
+    def take(self, rows: Rows) -> None:
+        self._out.append(rows)
+
+    def finish(self) -> bytes:
+        out = np.concatenate(self._out) if len(self._out) > 1 else self._out[0]
+        return self._codec.encode(out[self._first - self._base_pos :], self._first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from trifold.edge.federation.command import join, train
 from trifold.edge.service.service import EdgeService
 from trifold.edge.service.upstream import Core
 from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.runtime.shard import Shard
 from trifold.shared.runtime.versions import ShardVersions
 from trifold.shared.session.server import serve as serve_tier
 from trifold.shared.session.startup import load_tier
@@ -69,7 +71,7 @@ def serve(
         metrics=metrics,
         traces=traces,
     )
-    _, shard = load_tier(settings, "edge")
+    _, shard = load_tier(settings, "edge", partial(Shard.load, threads=settings.threads))
     folder = TierFolder.open(settings.bundle, "edge")
     versions = ShardVersions(shard, folder, threads=settings.threads, inexact=settings.inexact)
     versions.refresh()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,6 +15,7 @@ from trifold.shared.runtime.shard import Cache, Shard
 from trifold.shared.runtime.versions import ShardVersions, Version
 from trifold.shared.session.conversation import Conversation
 from trifold.shared.session.frames import Steps
+from trifold.shared.session.scheduler import Turn, TurnScheduler
 from trifold.shared.session.service import TierService, info_of
 from trifold.shared.session.stream import Stream, until_first
 from trifold.shared.session.table import Seat
@@ -39,7 +41,14 @@ class EdgeService(TierService):
     def __init__(
         self, versions: ShardVersions, core: Core, *, memory: int, streams: int, lease: float
     ) -> None:
-        super().__init__(versions.base, versions.folder.manifest, memory=memory, streams=streams, lease=lease)
+        super().__init__(
+            versions.base,
+            TurnScheduler(),
+            versions.folder.manifest,
+            memory=memory,
+            streams=streams,
+            lease=lease,
+        )
         self._core = core
         self._versions = versions
         self._began_with: WeakKeyDictionary[Cache, Version] = WeakKeyDictionary()
@@ -104,8 +113,9 @@ class EdgeConversation(Conversation):
         cache: Cache,
         steps: Steps,
     ) -> None:
-        super().__init__(stream, seat, cache, steps, edge.scheduler)
+        super().__init__(stream, seat, steps)
         self._edge = edge
+        self._cache = cache
         self._shard = shard
         self._core = core
         self._codec = edge.frames.codec
@@ -119,10 +129,16 @@ class EdgeConversation(Conversation):
             if not self.seat.closed:
                 raise
 
-    def compute(self, step: pb.Step) -> bytes:
+    def submit(self, step: pb.Step) -> asyncio.Future[Turn[bytes | None]]:
+        small = step.header.rows == 1
+        return self._edge.scheduler.run(self.seat, partial(self._compute, step), small=small)
+
+    def _compute(self, step: pb.Step) -> bytes | None:
+        if self.steps.stale(step):
+            return None
         base_pos = step.header.base_pos
         tokens = np.array(step.tokens.ids, np.int64)
-        return self._codec.encode(self._shard.run(self.cache, tokens, base_pos), base_pos)
+        return self._codec.encode(self._shard.run(self._cache, tokens, base_pos), base_pos)
 
     async def pass_on(self, passage: Passage) -> None:
         rows = (await passage.turn).value

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from itertools import zip_longest
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from trifold.shared.runtime.shard import Rows, Shard
+Rows = NDArray[np.float32]
+
+Run = Callable[[Sequence[tuple[Any, NDArray[Any], int]]], Sequence[Rows]]
+"""Computes parts of sessions: cache, inputs, position of the first."""
 
 ROWS: Final = 140
 
@@ -30,35 +34,50 @@ class SelfTest:
     digest: str
 
 
-def prove(shard: Shard) -> SelfTest:
-    """Compute the same rows in one call and in several, in caches of other sizes, and compare every bit."""
-    inputs = _inputs(shard)
-    whole = _run(shard, inputs, (len(inputs),))
-    finite = bool(np.isfinite(whole).all())
-    exact = finite and all(
-        np.array_equal(_run(shard, inputs, chunks, spare=7 * number), whole)
-        for number, chunks in enumerate(CHUNKINGS)
+def prove(inputs: NDArray[Any], cache: Callable[[int], Any], run: Run) -> SelfTest:
+    """Compute the same rows in one call and in several, in caches of other sizes, and compare every bit.
+
+    The several are side by side, a session for each of CHUNKINGS: so `run` may compute them together.
+    """
+    whole = _run(inputs, cache, run, [(len(inputs),)])[0]
+    exact = bool(np.isfinite(whole).all()) and all(
+        np.array_equal(out, whole) for out in _run(inputs, cache, run, CHUNKINGS)
     )
     return SelfTest(exact, hashlib.sha256(whole.tobytes()).hexdigest()[:16])
 
 
-def _run(shard: Shard, inputs: NDArray[Any], chunks: tuple[int, ...], spare: int = 0) -> Rows:
-    cache = shard.cache(len(inputs) + spare)
-    out, start = [], 0
-    for size in chunks:
-        part = inputs[start : start + size]
-        if len(part):
-            out.append(shard.run(cache, part, start))
-        start += size
-    return np.concatenate(out)
-
-
-def _inputs(shard: Shard) -> NDArray[Any]:
-    """Random token ids or rows. One row is a thousand times larger, as the first of a text often is."""
-    rows = min(ROWS, shard.spec.max_positions)
-    random = np.random.Generator(np.random.Philox(key=rows))
-    if shard.tier == "edge":
-        return random.integers(0, shard.vocab, rows)
-    values = random.standard_normal((rows, shard.hidden), np.float32)
+def some_rows(hidden: int, max_positions: int) -> Rows:
+    """Random rows. One is a thousand times larger, as the first of a text often is."""
+    rows = min(ROWS, max_positions)
+    values = _random(rows).standard_normal((rows, hidden), np.float32)
     values[0] *= 1000
     return values
+
+
+def some_tokens(vocab: int, max_positions: int) -> NDArray[np.int64]:
+    """Random token ids."""
+    rows = min(ROWS, max_positions)
+    return _random(rows).integers(0, vocab, rows)
+
+
+def _run(
+    inputs: NDArray[Any], cache: Callable[[int], Any], run: Run, chunkings: Sequence[Sequence[int]]
+) -> list[Rows]:
+    """What came out for each chunking: the first chunks of all in one call, then the second, …"""
+    caches = [cache(len(inputs) + 7 * number) for number in range(len(chunkings))]
+    starts = [0] * len(chunkings)
+    out: list[list[Rows]] = [[] for _ in chunkings]
+    for chunks in zip_longest(*chunkings, fillvalue=0):
+        parts = {
+            number: (caches[number], inputs[start : start + size], start)
+            for number, (start, size) in enumerate(zip(starts, chunks, strict=True))
+            if size and start < len(inputs)
+        }
+        for number, rows in zip(parts, run([*parts.values()]), strict=True):
+            out[number].append(rows)
+            starts[number] += chunks[number]
+    return [np.concatenate(rows) for rows in out]
+
+
+def _random(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=seed))

@@ -18,7 +18,7 @@ from trifold.shared.model.heads import HeadLayout
 from trifold.shared.runtime.engine import PROVIDER, WEIGHTS, load, placement
 from trifold.shared.runtime.fingerprint import fingerprint
 from trifold.shared.runtime.rotation import rotation
-from trifold.shared.runtime.selftest import prove
+from trifold.shared.runtime.selftest import prove, some_rows, some_tokens
 
 Rows = NDArray[np.float32]
 Tokens = NDArray[np.int64]
@@ -32,7 +32,7 @@ WIDE_HEAD: Final = 128
 WIDE_POSITIONS: Final = 65
 """Heads of more values than WIDE_HEAD need at least so many positions in every call."""
 
-_MOST_SCORES: Final = 2**24
+MOST_SCORES: Final = 2**24
 """Attention scores held at once: 64 MiB."""
 
 _MOST_ROWS: Final = 4096
@@ -105,7 +105,14 @@ class Shard:
         Raises DamagedFile when a file is not what the manifest says or cannot be loaded.
         """
         shard = cls(folder, threads=threads)
-        result = prove(shard)
+        positions = shard.spec.max_positions
+        result = prove(
+            some_tokens(shard.vocab, positions)
+            if shard.tier == "edge"
+            else some_rows(shard.hidden, positions),
+            shard.cache,
+            lambda parts: [shard.run(*part) for part in parts],
+        )
         shard.exact = result.exact
         shard.fingerprint = fingerprint(shard.provider, result.digest)
         return shard
@@ -123,7 +130,7 @@ class Shard:
         """An empty cache for the positions [0, capacity)."""
         slots = self._slots(capacity)
         bound = {
-            name: _value(np.zeros((1, heads, slots, size), np.float32))
+            name: value_of(np.zeros((1, heads, slots, size), np.float32))
             for name, (heads, size) in self._caches.items()
         }
         return Cache(capacity, bound | (self._tables(slots) if self.attends else {}))
@@ -174,7 +181,7 @@ class Shard:
         """A call is cut, which changes no bits, where scores of all heads, rows and slots are too many."""
         if not self.attends:
             return _MOST_ROWS
-        return max(1, _MOST_SCORES // (self._heads * self._slots(cache.capacity)))
+        return max(1, MOST_SCORES // (self._heads * self._slots(cache.capacity)))
 
     def _compute(self, cache: Cache, inputs: Tokens | Rows, base_pos: int, chosen_from: int) -> Rows:
         end = base_pos + len(inputs)
@@ -205,19 +212,19 @@ class Shard:
         last_position, position_count = np.zeros(1, np.int32), np.zeros((), np.int32)
         binding = self._session.io_binding()
         values = {
-            "tokens" if tokens else "rows": _value(inputs[:, None]),
-            "attend": _value(np.minimum(np.arange(rows + copies), rows - 1)),
-            "row_count": _value(np.array([rows])),
-            "last_position": _value(last_position),
-            "position_count": _value(position_count),
-            "logits_from": _value(np.array([rows - chosen])),
+            "tokens" if tokens else "rows": value_of(inputs[:, None]),
+            "attend": value_of(np.minimum(np.arange(rows + copies), rows - 1)),
+            "row_count": value_of(np.array([rows])),
+            "last_position": value_of(last_position),
+            "position_count": value_of(position_count),
+            "logits_from": value_of(np.array([rows - chosen])),
             **cache.bound,
         }
         for wanted in self._session.get_inputs():
             binding.bind_ortvalue_input(wanted.name, values[wanted.name])
         for name in self._caches:
             binding.bind_ortvalue_output(name.replace("past", "present"), cache.bound[name])
-        binding.bind_ortvalue_output("logits" if device else "rows_out", _value(output[:, None]))
+        binding.bind_ortvalue_output("logits" if device else "rows_out", value_of(output[:, None]))
         return Call(binding, inputs, output, last_position, position_count)
 
     def _slots(self, capacity: int) -> int:
@@ -228,10 +235,10 @@ class Shard:
         """cos and sin for at least so many positions, shared by caches."""
         if not self._rotation or self._rotation["cos"].shape()[0] < positions:
             cos, sin = rotation(self.spec.rope, max(positions, 1024))
-            self._rotation = {"cos": _value(cos), "sin": _value(sin)}
+            self._rotation = {"cos": value_of(cos), "sin": value_of(sin)}
         return self._rotation
 
 
-def _value(array: NDArray[Any]) -> ort.OrtValue:
+def value_of(array: NDArray[Any]) -> ort.OrtValue:
     """The memory of an array, for ONNX Runtime to read and write."""
     return ort.OrtValue.ortvalue_from_numpy(array)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from functools import partial
 from time import perf_counter_ns
-from typing import Final
+from typing import Any, Final
 
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import InvalidRequest
-from trifold.shared.runtime.shard import Cache
 from trifold.shared.session.frames import Steps
-from trifold.shared.session.scheduler import Turn, TurnScheduler
+from trifold.shared.session.scheduler import Turn
 from trifold.shared.session.stream import Stream, until_first
 from trifold.shared.session.table import Seat
 from trifold.shared.session.window import Lane, Passage, Window
@@ -25,25 +23,21 @@ _TOKEN: Final = metrics.Steps("token")
 class Conversation(ABC):
     """What the streams of both tiers have in common; a tier says how it computes and answers."""
 
-    def __init__(
-        self, stream: Stream, seat: Seat[Cache], cache: Cache, steps: Steps, scheduler: TurnScheduler
-    ) -> None:
+    def __init__(self, stream: Stream, seat: Seat[Any], steps: Steps) -> None:
         self.stream = stream
         self.seat = seat
-        self.cache = cache
         self.steps = steps
         self.window = Window(steps.in_flight)
         self.computed = Lane(self.pass_on)
         seat.idle = self._idle
-        self._scheduler = scheduler
 
     async def run(self) -> None:
         """Goes on until the caller closes or leaves. Raises what is wrong with a step, or with this tier."""
         await until_first(self.take(), self.computed.run())
 
     @abstractmethod
-    def compute(self, step: pb.Step) -> bytes:
-        """On the engine: the rows for the next tier, encoded."""
+    def submit(self, step: pb.Step) -> asyncio.Future[Turn[bytes | None]]:
+        """To the engine: the rows for the next tier, encoded; None for a step that is stale by its turn."""
 
     @abstractmethod
     async def pass_on(self, passage: Passage) -> None:
@@ -66,8 +60,7 @@ class Conversation(ABC):
             step = request.step
             self.steps.check(step)
             self.window.come()
-            turn = self._scheduler.run(self.seat, partial(self._compute, step), small=step.header.rows == 1)
-            await self.computed.pass_on(Passage(step.header, turn, arrived_ns))
+            await self.computed.pass_on(Passage(step.header, self.submit(step), arrived_ns))
         self.computed.finish()
         # The caller has said all: whoever answers the last step ends the conversation.
         await asyncio.get_running_loop().create_future()
@@ -103,7 +96,3 @@ class Conversation(ABC):
             return 0.0
         since = self.stream.writing_since or self.window.used_at
         return asyncio.get_running_loop().time() - since
-
-    def _compute(self, step: pb.Step) -> bytes | None:
-        """None for a step that has become stale while it waited."""
-        return None if self.steps.stale(step) else self.compute(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from trifold.shared.errors import ConfigError
@@ -14,7 +15,9 @@ def listening(address: str) -> socket.socket:
     try:
         return socket.create_server((host.strip("[]"), int(port)), family=family)
     except OSError as error:
-        raise ConfigError(f"cannot listen at {address}: {error.strerror}") from None
+        # Its own words repeat the address.
+        why = "is another service there?" if error.errno == errno.EADDRINUSE else error.strerror
+        raise ConfigError(f"cannot listen at {address}: {why}") from None
 
 
 def check_free(*addresses: str | None) -> None:

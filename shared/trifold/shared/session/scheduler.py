@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter_ns
@@ -26,18 +26,52 @@ class Turn(Generic[T]):
     compute_ns: int
 
 
+class Job(Generic[T]):
+    """One piece of work in the line of `key`, and the future that waits for it in its event loop.
+
+    `small` marks work that all takes about as long, such as a step of one row.
+    """
+
+    def __init__(self, key: Hashable, work: Callable[[], T], *, small: bool = False) -> None:
+        self.key = key
+        self.work = work
+        self.small = small
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Turn[T]] = self.loop.create_future()
+        self.asked_ns = perf_counter_ns()
+
+    def turn(self, value: T, compute_ns: int) -> Turn[T]:
+        """What it comes to now, after so much of computing."""
+        return Turn(value, perf_counter_ns() - self.asked_ns - compute_ns, compute_ns)
+
+    def settle(self, outcome: Turn[T] | Exception) -> None:
+        """In the event loop: gives the future its result, unless somebody has cancelled it."""
+        if self.future.done():
+            return
+        if isinstance(outcome, Turn):
+            self.future.set_result(outcome)
+        else:
+            self.future.set_exception(outcome)
+            # Retrieved here: who waited may have left, with an earlier failure, and that is no complaint.
+            self.future.exception()
+
+
+Lines = Mapping[Hashable, deque[Job[Any]]]
+"""The jobs of each key, in order of turns: a key goes to the end when it has had one."""
+
+Outcomes = Iterable[tuple[Job[Any], Turn[Any] | Exception]]
+
+
 class TurnScheduler:
     """Runs work on one engine thread, round robin over keys: a long prompt delays others by a step, no more.
 
     Small work of one who is alone is done in the event loop, as long as it is brief: two changes of threads
     are a good part of what a token costs on loopback. Nobody else waits for it, but for that moment.
-    This is the place where steps of several sessions would become one batch.
     """
 
     def __init__(self) -> None:
-        # In order of turns: a key goes to the end of the dictionary when it has had one.
-        self._lines: dict[Hashable, deque[_Job]] = {}
-        self._running: tuple[Hashable, _Job] | None = None
+        self._lines: dict[Hashable, deque[Job[Any]]] = {}
+        self._picked = 0
         self._latest: Hashable = None
         self._small_ns = _BRIEF_NS
         self._stopped = False
@@ -45,31 +79,29 @@ class TurnScheduler:
         threading.Thread(target=self._serve, name="engine", daemon=True).start()
 
     def run(self, key: Hashable, work: Callable[[], T], *, small: bool = False) -> asyncio.Future[Turn[T]]:
-        """Puts work in the line of `key`; the future has its turn, or the exception it raised.
+        """Puts work in the line of `key`; the future has its turn, or the exception it raised."""
+        return self.put(Job(key, work, small=small))
 
-        `small` marks work that all takes about as long, such as a step of one row.
-        """
-        job = _Job(work, small, asyncio.get_running_loop())
+    def put(self, job: Job[T]) -> asyncio.Future[Turn[T]]:
+        """As run()."""
         with self._changed:
-            alone = self._latest == key and not self._lines and self._running is None
-            if not (alone and small and self._small_ns < _BRIEF_NS):
-                self._lines.setdefault(key, deque()).append(job)
+            alone = self._latest == job.key and not self._lines
+            if not (alone and job.small and self._small_ns < _BRIEF_NS):
+                self._lines.setdefault(job.key, deque()).append(job)
                 self._changed.notify()
                 return job.future
-        job.settle(self._compute(job))
+        _settle(self._compute((job,)))
         return job.future
 
     @property
     def waiting(self) -> int:
         """Keys whose work waits; any thread may ask."""
-        return len(self._lines)
+        return max(0, len(self._lines) - self._picked)
 
     def forget(self, key: Hashable) -> None:
         """Drops what waits in the line of `key`; what is running ends unheard."""
         with self._changed:
             jobs = [*self._lines.pop(key, ())]
-            if self._running and self._running[0] == key:
-                jobs.append(self._running[1])
         for job in jobs:
             job.future.cancel()
 
@@ -83,6 +115,21 @@ class TurnScheduler:
         for job in jobs:
             job.future.cancel()
 
+    def pick(self, lines: Lines) -> Sequence[Job[Any]]:
+        """Of the keys that wait, whose first jobs have the next turn together."""
+        return (next(iter(lines.values()))[0],)
+
+    def compute(self, jobs: Sequence[Job[Any]]) -> Outcomes:
+        """On the engine: what the turn of these jobs came to; a job that is not among it goes on."""
+        for job in jobs:
+            started = perf_counter_ns()
+            try:
+                value = job.work()
+            except Exception as error:
+                yield job, error
+            else:
+                yield job, job.turn(value, perf_counter_ns() - started)
+
     def _serve(self) -> None:
         while self._take_turn():
             pass
@@ -92,50 +139,36 @@ class TurnScheduler:
             self._changed.wait_for(lambda: self._lines or self._stopped)
             if self._stopped:
                 return False
-            key = next(iter(self._lines))
-            line = self._lines.pop(key)
-            job = line.popleft()
-            if line:
-                self._lines[key] = line
-            self._running = key, job
-            self._latest = key
-        outcome = self._compute(job)
+            jobs = self.pick(self._lines)
+            for job in jobs:
+                self._lines[job.key] = self._lines.pop(job.key)
+            self._latest = jobs[0].key if len(jobs) == 1 else None
+            self._picked = len(jobs)
+        outcomes = [*self._compute(jobs)]
         with self._changed:
-            self._running = None
+            self._picked = 0
+            for job, _ in outcomes:
+                self._leave(job)
         # RuntimeError: the loop was closed while the engine worked, and nobody waits any more.
         with suppress(RuntimeError):
-            job.loop.call_soon_threadsafe(job.settle, outcome)
+            jobs[0].loop.call_soon_threadsafe(_settle, outcomes)
         return True
 
-    def _compute(self, job: _Job) -> Turn[Any] | Exception:
-        started = perf_counter_ns()
-        try:
-            value = job.work()
-        except Exception as error:
-            return error
-        taken = perf_counter_ns() - started
-        if job.small:
-            self._small_ns = taken
-        return Turn(value, started - job.asked_ns, taken)
+    def _compute(self, jobs: Sequence[Job[Any]]) -> Outcomes:
+        for job, outcome in self.compute(jobs):
+            if job.small and len(jobs) == 1 and isinstance(outcome, Turn):
+                self._small_ns = outcome.compute_ns
+            yield job, outcome
+
+    def _leave(self, job: Job[Any]) -> None:
+        """Takes a job out of its line, unless that was forgotten meanwhile."""
+        line = self._lines.get(job.key)
+        if line and line[0] is job:
+            line.popleft()
+            if not line:
+                del self._lines[job.key]
 
 
-class _Job:
-    """One piece of work and the future that waits for it in its event loop."""
-
-    def __init__(self, work: Callable[[], Any], small: bool, loop: asyncio.AbstractEventLoop) -> None:
-        self.work = work
-        self.small = small
-        self.loop = loop
-        self.future: asyncio.Future[Turn[Any]] = loop.create_future()
-        self.asked_ns = perf_counter_ns()
-
-    def settle(self, outcome: Turn[Any] | Exception) -> None:
-        """In the event loop: gives the future its result, unless somebody has cancelled it."""
-        if self.future.done():
-            return
-        if isinstance(outcome, Turn):
-            self.future.set_result(outcome)
-        else:
-            self.future.set_exception(outcome)
-            # Retrieved here: who waited may have left, with an earlier failure, and that is no complaint.
-            self.future.exception()
+def _settle(outcomes: Outcomes) -> None:
+    for job, outcome in outcomes:
+        job.settle(outcome)

@@ -6,23 +6,35 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from importlib.metadata import version
 from time import time
-from typing import ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, Protocol
 
 import structlog
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from trifold.proto.v1 import session_pb2 as pb
-from trifold.shared.bundle.manifest import Manifest
-from trifold.shared.runtime.shard import Cache, Shard
+from trifold.shared.bundle.manifest import Manifest, Tier
 from trifold.shared.session.frames import MOST_STEPS_IN_FLIGHT, Frames
 from trifold.shared.session.scheduler import TurnScheduler
 from trifold.shared.session.stream import Stream, until_first
-from trifold.shared.session.table import Seat, SessionTable
+from trifold.shared.session.table import CacheMaker, Seat, SessionTable
 from trifold.shared.telemetry import metrics
 
 _VERSION: Final = version("trifold")
 """Read once: under a service that runs, another one may be installed."""
+
+
+class Engine(CacheMaker[Any], Protocol):
+    """What computes a tier: a shard, or the core's engine."""
+
+    @property
+    def tier(self) -> Tier: ...
+    @property
+    def provider(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def exact(self) -> bool: ...
 
 
 class TierService(ABC):
@@ -33,15 +45,24 @@ class TierService(ABC):
     takes: ClassVar[Literal["tokens", "rows"]]
     counted: ClassVar[Collection[Collector]]
 
-    def __init__(self, shard: Shard, manifest: Manifest, *, memory: int, streams: int, lease: float) -> None:
-        """Serves `shard` of the bundle of `manifest`; `memory`, `streams` and `lease` as for SessionTable."""
+    def __init__(
+        self,
+        engine: Engine,
+        scheduler: TurnScheduler,
+        manifest: Manifest,
+        *,
+        memory: int,
+        streams: int,
+        lease: float,
+    ) -> None:
+        """Serves `engine`, whose turns are the scheduler's, of the bundle of `manifest`.
+
+        `memory`, `streams` and `lease` as for SessionTable.
+        """
         self.frames = Frames(manifest, self.takes)
-        self.scheduler = TurnScheduler()
-        self.table: SessionTable[Cache] = SessionTable(
-            shard, self.scheduler, memory=memory, streams=streams, lease=lease
-        )
-        self.shard = shard
-        self.info = info_of(shard)
+        self.scheduler = scheduler
+        self.table = SessionTable[Any](engine, scheduler, memory=memory, streams=streams, lease=lease)
+        self.info = info_of(engine)
         cuts, layers = manifest.serving.cuts, manifest.serving.spec.layers
         self._device_attends = cuts.cloud < len(layers)
 
@@ -92,7 +113,7 @@ class TierService(ABC):
         self.scheduler.stop()
 
     @abstractmethod
-    async def converse(self, stream: Stream, opening: pb.Open, seat: Seat[Cache]) -> None:
+    async def converse(self, stream: Stream, opening: pb.Open, seat: Seat[Any]) -> None:
         """Answers Open and the steps after it, until the caller closes or leaves."""
 
     def first_wanted(self, header: pb.Header) -> int:
@@ -100,12 +121,12 @@ class TierService(ABC):
         return header.base_pos if self._device_attends else header.logits_from
 
 
-def info_of(shard: Shard) -> pb.TierInfo:
-    """What a tier that runs this shard tells of itself."""
+def info_of(engine: Engine) -> pb.TierInfo:
+    """What a tier that this computes tells of itself."""
     return pb.TierInfo(
-        tier=shard.tier,
+        tier=engine.tier,
         version=_VERSION,
-        fingerprint=shard.fingerprint,
-        provider=shard.provider,
-        exact=shard.exact,
+        fingerprint=engine.fingerprint,
+        provider=engine.provider,
+        exact=engine.exact,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
+from typing import Protocol, TypeVar
 
 import typer
 
@@ -10,14 +12,23 @@ from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.manifest import Manifest, Tier
 from trifold.shared.cli.logs import log_service
 from trifold.shared.errors import NotExact
-from trifold.shared.runtime.shard import Shard
 from trifold.shared.session.ports import check_free
 from trifold.shared.settings import ServiceSettings
 from trifold.shared.telemetry import traces
 
 
-def load_tier(settings: ServiceSettings, tier: Tier) -> tuple[Manifest, Shard]:
-    """The manifest and the proved shard of a tier; tells on stderr how far it is.
+class Proved(Protocol):
+    """A shard or engine after its self-test."""
+
+    exact: bool
+    fingerprint: str
+
+
+P = TypeVar("P", bound=Proved)
+
+
+def load_tier(settings: ServiceSettings, tier: Tier, load: Callable[[TierFolder], P]) -> tuple[Manifest, P]:
+    """The manifest of a tier and what `load` makes of its folder; tells on stderr how far it is.
 
     Raises ConfigError where it could not listen, DamagedFile, or NotExact when the self-test fails and the
     settings do not allow that.
@@ -29,7 +40,7 @@ def load_tier(settings: ServiceSettings, tier: Tier) -> tuple[Manifest, Shard]:
     size = sum(entry.size for entry in folder.files.values())
     _tell(f"loading the {tier} shard of {settings.bundle} ({size / 1e6:.0f} MB) and testing its numerics …")
     began = perf_counter()
-    shard = Shard.load(folder, threads=settings.threads)
+    shard = load(folder)
     if not shard.exact and not settings.inexact:
         raise NotExact(
             f"the self-test of the {tier} shard failed on {shard.fingerprint}: what it gives would depend "

@@ -1,0 +1,151 @@
+"""The core on ONNX Runtime: projections and experts over all rows of a batch, attention per session."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from math import prod
+
+import trifold.shared.runtime.untold  # noqa: F401  # isort: skip - before onnxruntime
+
+import numpy as np
+import onnxruntime as ort
+
+from trifold.cloud.core.engines.engine import Part, check
+from trifold.cloud.core.engines.onnxruntime.attention import Attending, Cache
+from trifold.cloud.core.engines.onnxruntime.cut import cut
+from trifold.cloud.core.engines.onnxruntime.flow import Flow, shapes_of
+from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.manifest import Tier
+from trifold.shared.errors import TrifoldError
+from trifold.shared.runtime.engine import PROVIDER, WEIGHTS, load
+from trifold.shared.runtime.fingerprint import fingerprint
+from trifold.shared.runtime.rotation import rotation
+from trifold.shared.runtime.selftest import prove, some_rows
+from trifold.shared.runtime.shard import (
+    COPIES,
+    MODEL,
+    MOST_SCORES,
+    WIDE_HEAD,
+    WIDE_POSITIONS,
+    Rows,
+    value_of,
+)
+
+
+class OnnxRuntimeEngine:
+    """The shard of the cloud. A row gets the bits that trifold.shared.runtime.shard would give it."""
+
+    tier: Tier = "cloud"
+    provider = PROVIDER
+    most_rows = 512
+
+    def __init__(self, folder: TierFolder, *, threads: int = 0) -> None:
+        """On `threads` threads, or on one for each physical core (0). Raises DamagedFile."""
+        spec = folder.manifest.serving.spec
+        self.hidden = spec.hidden
+        self.fingerprint = ""
+        self.exact = False
+        self._rope = spec.rope
+        betweens, attentions = cut(folder.read(MODEL))
+        weights = folder.read(WEIGHTS)
+        self._graphs = [(load(between.model, weights, threads=threads), between) for between in betweens]
+        wide = any(attention.size > WIDE_HEAD for attention in attentions)
+        self._fewest_positions = WIDE_POSITIONS if wide else 0
+        self._query_heads = max(attention.query_heads for attention in attentions)
+        most = self.most_rows + max(COPIES, self._fewest_positions)
+        shared = {
+            attention.model: Attending(attention, load(attention.model, b"", threads=threads), most)
+            for attention in attentions
+        }
+        self._attending = [shared[attention.model] for attention in attentions]
+        self._crossings = [(attention.qkv, attention.out) for attention in attentions]
+        attended = {
+            attention.out: (1, -1, attention.query_heads * attention.size) for attention in attentions
+        }
+        self._shapes = shapes_of(self._graphs, attended, self.hidden)
+        self._memory = {
+            name: np.zeros(self.most_rows * prod(size for size in shape if size > 0), np.float32)
+            for name, shape in self._shapes.items()
+        }
+        self._flows: dict[int, Flow] = {}
+        self._rotation: tuple[ort.OrtValue, ort.OrtValue] | None = None
+
+    @classmethod
+    def load(cls, folder: TierFolder, *, threads: int = 0) -> OnnxRuntimeEngine:
+        """The engine of a folder, proved. Raises DamagedFile."""
+        engine = cls(folder, threads=threads)
+        result = prove(
+            some_rows(engine.hidden, folder.manifest.serving.spec.max_positions),
+            engine.cache,
+            lambda parts: engine.run([Part(*part) for part in parts]),
+        )
+        engine.exact = result.exact
+        engine.fingerprint = fingerprint(engine.provider, result.digest)
+        return engine
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Memory of a cache for so many positions."""
+        heads = sum(one.attention.key_heads * one.attention.size for one in self._attending)
+        return 2 * 4 * self._slots(capacity) * heads
+
+    def cache(self, capacity: int) -> Cache:
+        """An empty cache for the positions [0, capacity)."""
+        slots = self._slots(capacity)
+        shapes = [(1, one.attention.key_heads, slots, one.attention.size) for one in self._attending]
+        past = [(_zeros(shape), _zeros(shape)) for shape in shapes]
+        return Cache(capacity, past, *self._tables(slots))
+
+    def run(self, batch: Sequence[Part[Cache]]) -> list[Rows]:
+        """As Engine.run()."""
+        for part in batch:
+            check(part, self.hidden)
+        starts = [*accumulate((len(part.rows) for part in batch), initial=0)]
+        spans = [slice(*span) for span in pairwise(starts)]
+        flow = self._flow(starts[-1])
+        np.concatenate([part.rows for part in batch], out=flow.rows("rows"))
+        try:
+            for number, (session, _) in enumerate(self._graphs):
+                session.run_with_iobinding(flow.bindings[number])
+                if number < len(self._attending):
+                    self._attend(number, flow, batch, spans)
+        except Exception as error:
+            raise TrifoldError(f"the core failed at a batch of {starts[-1]} rows: {error}") from error
+        for part in batch:
+            part.cache.have = part.base_pos + len(part.rows)
+        out = flow.rows("rows_out")
+        return [out[span].copy() for span in spans]
+
+    def _attend(self, layer: int, flow: Flow, batch: Sequence[Part[Cache]], spans: Sequence[slice]) -> None:
+        qkv, out = (flow.rows(name) for name in self._crossings[layer])
+        attending = self._attending[layer]
+        for part, span in zip(batch, spans, strict=True):
+            # Pieces, which change no bits, where scores of all heads, rows and slots are too many.
+            step = max(1, MOST_SCORES // (self._query_heads * self._slots(part.cache.capacity)))
+            for start in range(span.start, span.stop, step):
+                stop = min(start + step, span.stop)
+                end = part.base_pos + stop - span.start
+                copies = max(COPIES, self._fewest_positions - end)
+                part.cache.stand(end + copies - 1)
+                attending.run(layer, part.cache, qkv[start:stop], out[start:stop], copies)
+
+    def _flow(self, rows: int) -> Flow:
+        flow = self._flows.get(rows)
+        if flow is None:
+            flow = self._flows[rows] = Flow(rows, self._memory, self._shapes, self._graphs)
+        return flow
+
+    def _slots(self, capacity: int) -> int:
+        """Positions that a cache has memory for: copies of the last row go behind it."""
+        return max(capacity + COPIES, self._fewest_positions)
+
+    def _tables(self, positions: int) -> tuple[ort.OrtValue, ort.OrtValue]:
+        """cos and sin for at least so many positions, shared by caches."""
+        if self._rotation is None or self._rotation[0].shape()[0] < positions:
+            cos, sin = rotation(self._rope, max(positions, 1024))
+            self._rotation = value_of(cos), value_of(sin)
+        return self._rotation
+
+
+def _zeros(shape: tuple[int, ...]) -> ort.OrtValue:
+    return value_of(np.zeros(shape, np.float32))
