@@ -135,6 +135,9 @@ class Shard:
         }
         return Cache(capacity, bound | (self._tables(slots) if self.attends else {}))
 
+    def release(self, cache: Cache) -> None:
+        """Nothing has to be done: a cache's memory goes with it."""
+
     def run(self, cache: Cache, inputs: Tokens | Rows, base_pos: int, logits_from: int | None = None) -> Rows:
         """Compute the rows at base_pos, base_pos + 1, …, after forgetting what the cache holds from there on.
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Generic, Protocol, Self, TypeVar
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import (
@@ -50,6 +50,9 @@ class CacheMaker(Protocol[C_co]):
 
     def cache(self, capacity: int) -> C_co: ...
     def cache_bytes(self, capacity: int) -> int: ...
+    def release(self, cache: Any) -> None:
+        """Takes back the memory of one of its caches, which may still be in a turn; any thread may ask."""
+        ...
 
 
 def _in_use() -> float:
@@ -260,5 +263,7 @@ class SessionTable(Generic[C]):
     def _release(self, session: Session[C]) -> None:
         del self._sessions[session.key]
         self.reserved -= session.size
-        session.cache = None
+        if session.cache is not None:
+            self.maker.release(session.cache)
+            session.cache = None
         log.info("session %d ends", session.number)

@@ -36,7 +36,7 @@ class Part(Generic[C_co]):
 class Engine(Protocol[C]):
     """A core, loaded and tested. `exact`: the self-test found that no row depends on its neighbours.
 
-    Every method but cache_bytes() is for one thread at a time.
+    cache() and run() are for the engine's thread; the others any thread may call.
     """
 
     tier: Tier
@@ -52,6 +52,10 @@ class Engine(Protocol[C]):
 
     def cache(self, capacity: int) -> C:
         """An empty cache for the positions [0, capacity)."""
+        ...
+
+    def release(self, cache: C) -> None:
+        """Takes the memory of a cache back, for caches that are made from now on; a turn may still use it."""
         ...
 
     def run(self, batch: Sequence[Part[C]]) -> list[Rows]:

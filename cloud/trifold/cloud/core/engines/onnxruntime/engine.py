@@ -96,6 +96,9 @@ class OnnxRuntimeEngine:
         past = [(_zeros(shape), _zeros(shape)) for shape in shapes]
         return Cache(capacity, past, *self._tables(slots))
 
+    def release(self, cache: Cache) -> None:
+        """Nothing has to be done: a cache's memory goes with it."""
+
     def run(self, batch: Sequence[Part[Cache]]) -> list[Rows]:
         """As Engine.run()."""
         for part in batch:
