@@ -1,0 +1,113 @@
+"""The core's engine gives every row the bits of the shard, alone and in any company."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.shared.test_shard import SHAPES, bundle_of
+from trifold.cloud.core.engines.engine import Part
+from trifold.cloud.core.engines.onnxruntime import attention, engine
+from trifold.cloud.core.engines.onnxruntime.engine import OnnxRuntimeEngine
+from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.manifest import Quantization
+from trifold.shared.errors import InvalidRequest, OutOfSequence
+from trifold.shared.runtime.shard import Rows, Shard
+
+CAPACITY = 150
+CASES = [(shape, "int8") for shape in SHAPES] + [("deepseek_v3", "none"), ("qwen3_moe", "int4")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engines")
+
+
+@cache
+def loaded(shape: str, quantization: Quantization, folder: Path) -> tuple[Shard, OnnxRuntimeEngine]:
+    cloud = TierFolder.open(bundle_of(shape, quantization, folder), "cloud")
+    return Shard.load(cloud, threads=1), OnnxRuntimeEngine.load(cloud, threads=1)
+
+
+@cache
+def text(hidden: int, seed: int) -> Rows:
+    """The rows of one session."""
+    return np.random.default_rng(seed).standard_normal((CAPACITY, hidden), np.float32)
+
+
+@cache
+def alone(shard: Shard, seed: int) -> Rows:
+    """What the shard makes of them in one call."""
+    return shard.run(shard.cache(CAPACITY), text(shard.hidden, seed), 0)
+
+
+@pytest.mark.parametrize(("shape", "quantization"), CASES)
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_rows_in_any_company_have_the_bits_of_the_shard(
+    shape: str, quantization: Quantization, folder: Path, sessions: list[list[int]]
+) -> None:
+    """Sessions of other lengths, each cut in its own way, one part of each in every batch."""
+    shard, core = loaded(shape, quantization, folder)
+    assert core.exact
+    caches = [core.cache(CAPACITY) for _ in sessions]
+    for turn in range(max(map(len, sessions))):
+        going = [
+            (number, sum(cuts[:turn]), cuts[turn])
+            for number, cuts in enumerate(sessions)
+            if turn < len(cuts) and sum(cuts[: turn + 1]) <= CAPACITY
+        ]
+        batch = [
+            Part(caches[number], text(core.hidden, number)[start : start + size], start)
+            for number, start, size in going
+        ]
+        for (number, start, size), rows in zip(going, core.run(batch) if batch else [], strict=True):
+            assert np.array_equal(rows, alone(shard, number)[start : start + size])
+            assert caches[number].have == start + size
+
+
+def test_its_fingerprint_is_that_of_the_shard_since_its_bits_are(folder: Path) -> None:
+    shard, core = loaded("deepseek_v3", "int8", folder)
+    assert core.fingerprint == shard.fingerprint
+    assert core.cache_bytes(100) == shard.cache_bytes(100)
+
+
+def test_a_session_that_goes_back_forgets_what_was_behind(folder: Path) -> None:
+    shard, core = loaded("qwen3_moe", "int8", folder)
+    rows = text(core.hidden, 0)
+    mine, other = core.cache(CAPACITY), core.cache(CAPACITY)
+    core.run([Part(mine, text(core.hidden, 1)[:40], 0), Part(other, rows[:1], 0)])
+    [again, _] = core.run([Part(mine, rows[:20], 0), Part(other, rows[1:2], 1)])
+    assert np.array_equal(again, alone(shard, 0)[:20])
+    assert mine.have == 20
+
+
+def test_a_self_test_finds_an_engine_whose_rows_depend_on_their_company(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundle_of("qwen3_moe", "int8", folder)
+    monkeypatch.setattr(engine, "COPIES", 0)
+    monkeypatch.setattr(attention, "_ONE", 1)
+    assert not OnnxRuntimeEngine.load(TierFolder.open(bundle, "cloud"), threads=1).exact
+
+
+def test_what_cannot_be_is_refused_and_nothing_is_computed(folder: Path) -> None:
+    _, core = loaded("llama", "int8", folder)
+    rows = text(core.hidden, 0)
+    fine, wrong = core.cache(CAPACITY), core.cache(10)
+    for part, error, words in [
+        (Part(wrong, rows[:11], 0), InvalidRequest, "positions 0 to 10 in a session of 10"),
+        (Part(wrong, rows[:1], -1), InvalidRequest, "positions -1"),
+        (Part(wrong, rows[:0], 0), InvalidRequest, "takes float32"),
+        (Part(wrong, rows[:1, :8], 0), InvalidRequest, "takes float32"),
+        (Part(wrong, rows[:1].astype(np.float64), 0), InvalidRequest, "not float64"),
+        (Part(wrong, rows[:1], 3), OutOfSequence, "only 0 positions are here"),
+    ]:
+        with pytest.raises(error, match=words):
+            core.run([Part(fine, rows[:5], 0), part])
+        assert fine.have == 0
