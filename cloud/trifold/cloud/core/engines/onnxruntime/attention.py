@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -36,6 +37,19 @@ class Cache:
         self.position_count[...] = last + 1
 
 
+class Call(NamedTuple):
+    """Rows `start` to `stop` of a batch, which are of one session, and so many copies of the last of them.
+
+    `last` is the position of the last copy.
+    """
+
+    cache: Cache
+    start: int
+    stop: int
+    copies: int
+    last: int
+
+
 @dataclass(frozen=True)
 class Space:
     """Where a call takes its rows from and leaves them: (1, rows, width)."""
@@ -58,19 +72,27 @@ class Attending:
         self._got = np.empty(most_rows * self._out, np.float32)
         self._spaces: dict[int, Space] = {}
 
-    def run(self, layer: int, cache: Cache, qkv: Rows, out: Rows, copies: int) -> None:
-        """From qkv (n, width) to out (n, width); the last row is followed by so many copies of it."""
-        rows = len(qkv) + copies
-        space = self._spaces.get(rows) or self._space(rows)
-        space.given[0, : len(qkv)] = qkv
-        space.given[0, len(qkv) :] = qkv[-1]
-        binding = cache.singles.get(layer) if rows == _ONE else None
+    def run(self, layer: int, calls: Iterable[Call], qkv: Rows, out: Rows) -> None:
+        """From qkv (rows, width) to out (rows, width), for all rows of a batch."""
+        for call in calls:
+            rows = call.stop - call.start
+            space = self._spaces.get(rows + call.copies) or self._space(rows + call.copies)
+            if rows == 1:
+                space.given[...] = qkv[call.start]
+            else:
+                space.given[0, :rows] = qkv[call.start : call.stop]
+                space.given[0, rows:] = qkv[call.stop - 1]
+            call.cache.stand(call.last)
+            self._session.run_with_iobinding(self._binding(layer, call, space))
+            out[call.start : call.stop] = space.got[0, :rows]
+
+    def _binding(self, layer: int, call: Call, space: Space) -> ort.IOBinding:
+        if call.stop - call.start + call.copies != _ONE:
+            return self._bind(layer, call.cache, space)
+        binding = call.cache.singles.get(layer)
         if binding is None:
-            binding = self._bind(layer, cache, space)
-            if rows == _ONE:
-                cache.singles[layer] = binding
-        self._session.run_with_iobinding(binding)
-        out[...] = space.got[0, : len(qkv)]
+            binding = call.cache.singles[layer] = self._bind(layer, call.cache, space)
+        return binding
 
     def _space(self, rows: int) -> Space:
         given = self._given[: rows * self._in].reshape(1, rows, -1)

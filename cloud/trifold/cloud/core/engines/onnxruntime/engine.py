@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from math import prod
 
@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from trifold.cloud.core.engines.engine import Part, check
-from trifold.cloud.core.engines.onnxruntime.attention import Attending, Cache
+from trifold.cloud.core.engines.onnxruntime.attention import Attending, Cache, Call
 from trifold.cloud.core.engines.onnxruntime.cut import cut
 from trifold.cloud.core.engines.onnxruntime.flow import Flow, shapes_of
 from trifold.shared.bundle.folder import TierFolder
@@ -104,33 +104,35 @@ class OnnxRuntimeEngine:
         for part in batch:
             check(part, self.hidden)
         starts = [*accumulate((len(part.rows) for part in batch), initial=0)]
-        spans = [slice(*span) for span in pairwise(starts)]
         flow = self._flow(starts[-1])
         np.concatenate([part.rows for part in batch], out=flow.rows("rows"))
+        calls = [
+            call for part, start in zip(batch, starts, strict=False) for call in self._calls(part, start)
+        ]
         try:
             for number, (session, _) in enumerate(self._graphs):
                 session.run_with_iobinding(flow.bindings[number])
                 if number < len(self._attending):
-                    self._attend(number, flow, batch, spans)
+                    qkv, out = (flow.rows(name) for name in self._crossings[number])
+                    self._attending[number].run(number, calls, qkv, out)
         except Exception as error:
             raise TrifoldError(f"the core failed at a batch of {starts[-1]} rows: {error}") from error
         for part in batch:
             part.cache.have = part.base_pos + len(part.rows)
         out = flow.rows("rows_out")
-        return [out[span].copy() for span in spans]
+        return [out[start:stop].copy() for start, stop in pairwise(starts)]
 
-    def _attend(self, layer: int, flow: Flow, batch: Sequence[Part[Cache]], spans: Sequence[slice]) -> None:
-        qkv, out = (flow.rows(name) for name in self._crossings[layer])
-        attending = self._attending[layer]
-        for part, span in zip(batch, spans, strict=True):
-            # Pieces, which change no bits, where scores of all heads, rows and slots are too many.
-            step = max(1, MOST_SCORES // (self._query_heads * self._slots(part.cache.capacity)))
-            for start in range(span.start, span.stop, step):
-                stop = min(start + step, span.stop)
-                end = part.base_pos + stop - span.start
-                copies = max(COPIES, self._fewest_positions - end)
-                part.cache.stand(end + copies - 1)
-                attending.run(layer, part.cache, qkv[start:stop], out[start:stop], copies)
+    def _calls(self, part: Part[Cache], first: int) -> Iterator[Call]:
+        """Of attention to the rows of a part, which begin at `first` in the batch.
+
+        They are cut, which changes no bits, where scores of all heads, rows and slots are too many.
+        """
+        step = max(1, MOST_SCORES // (self._query_heads * self._slots(part.cache.capacity)))
+        for start in range(0, len(part.rows), step):
+            stop = min(start + step, len(part.rows))
+            end = part.base_pos + stop
+            copies = max(COPIES, self._fewest_positions - end)
+            yield Call(part.cache, first + start, first + stop, copies, end + copies - 1)
 
     def _flow(self, rows: int) -> Flow:
         flow = self._flows.get(rows)

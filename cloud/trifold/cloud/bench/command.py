@@ -1,0 +1,59 @@
+"""`trifold bench`: how fast this machine is at what Trifold does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+
+from trifold.cloud.bench.core import Core
+from trifold.cloud.bench.machine import Machine, matrix_rate, read_rate
+from trifold.cloud.bench.report import Report
+from trifold.cloud.core.engines.onnxruntime.engine import OnnxRuntimeEngine
+from trifold.cloud.split.graph.quantize import Bits
+from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.manifest import Quantization
+
+bench = typer.Typer(no_args_is_help=True)
+
+SESSIONS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+_BITS: Final[dict[Quantization, Bits | None]] = {"int8": 8, "int4": 4, "none": None}
+
+
+@bench.callback()
+def _bench() -> None:
+    """How fast this machine is."""
+
+
+@bench.command()
+def core(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle, or of the cloud's part of it.")],
+    sessions: Annotated[int, typer.Option(min=1, max=SESSIONS[-1], help="At most so many together.")] = 256,
+    context: Annotated[int, typer.Option(min=1, help="Positions that each of them holds.")] = 256,
+    prompt: Annotated[int, typer.Option(min=1, help="Rows of the prompt.")] = 512,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 is one per core.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Time the core's engine: a row of 1 to 256 sessions at a time, and a prompt, without a network.
+
+    Each kind comes in turn, several times over, and the median counts. Shares are of what this machine was
+    measured to read from memory, and to compute in matrix products of the bundle's quantization.
+    """
+    folder = TierFolder.open(bundle, "cloud")
+    console = Console(stderr=True)
+    with console.status("loading the core …"):
+        engine = OnnxRuntimeEngine.load(folder, threads=threads)
+    timed = Core(engine, folder.manifest, context)
+    with console.status("measuring the machine …"):
+        cores = threads or len(os.sched_getaffinity(0))
+        bits = _BITS[folder.manifest.serving.quantization]
+        machine = Machine(read_rate(cores), matrix_rate(threads, bits))
+    with console.status("timing …"):
+        decode = timed.decode([count for count in SESSIONS if count <= sessions])
+        prefill = timed.prefill(prompt)
+    report = Report(engine.fingerprint, context, machine, decode, prefill)
+    typer.echo(report.json() if as_json else report.text())
