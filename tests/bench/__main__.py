@@ -14,6 +14,7 @@ NAMES = {
     "overload": "OpenAI's API asked for up to five times what it can give",
     "stalled": "memory of the tiers for callers that read nothing",
     "tls": "what TLS costs a token",
+    "batching": "a core that computes the rows of sessions together against one that does not",
     "telemetry": "what metrics and traces cost a token",
     "speed": "the monolith against transformers and llama.cpp",
     "federated": "federated against local-only and centralized training, three seeds",
