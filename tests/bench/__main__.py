@@ -15,6 +15,7 @@ NAMES = {
     "stalled": "memory of the tiers for callers that read nothing",
     "tls": "what TLS costs a token",
     "batching": "a core that computes the rows of sessions together against one that does not",
+    "mixed": "sessions among 15 others, with cancels and admissions, against the monolith: the same bits?",
     "telemetry": "what metrics and traces cost a token",
     "speed": "the monolith against transformers and llama.cpp",
     "federated": "federated against local-only and centralized training, three seeds",
@@ -27,7 +28,7 @@ NAMES = {
     "fuzz": "malformed frames at every RPC, guided by the lines that they reach",
     "leak": "memory of the tiers over sessions with cancels and errors",
 }
-COUNTED = ("losses", "fuzz", "leak")
+COUNTED = ("losses", "fuzz", "leak", "mixed")
 """May be cut short."""
 
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Final
@@ -40,7 +40,7 @@ INTERPRETERS: Final = {
     "batches": [sys.executable],
 }
 
-Ask = Callable[[], Awaitable[float]]
+Ask = Callable[[], Coroutine[None, None, float]]
 """Asks for one answer; the seconds that it took."""
 
 

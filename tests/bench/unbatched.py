@@ -1,4 +1,4 @@
-"""`python -m tests.bench.unbatched -m MODULE ARGUMENT…`: as `python -m MODULE …`, with a core without batches.
+"""`python -m tests.bench.unbatched -m MODULE ARGUMENT…`: as `python -m MODULE …`, without batches in a core.
 
 It computes one step after the other, whole, in turn, as it did before there were batches. An interpreter for
 ServiceProcess.

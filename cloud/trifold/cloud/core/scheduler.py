@@ -11,6 +11,7 @@ from trifold.cloud.core.batching import Waiting, plan
 from trifold.cloud.core.engines.engine import Engine, Part
 from trifold.shared.runtime.shard import Rows
 from trifold.shared.session.scheduler import Job, Lines, Outcomes, TurnScheduler
+from trifold.shared.telemetry import metrics
 
 BUDGET: Final = 128
 """Rows of a batch: more would hold up tokens, and engines gain little by them."""
@@ -86,6 +87,9 @@ class BatchScheduler(TurnScheduler):
                 yield job, job.turn(None, job.computed_ns)
             else:
                 parts[job] = part
+        if parts:
+            metrics.BATCH_ROWS.observe(sum(job.granted for job in parts))
+            metrics.BATCH_SESSIONS.observe(len(parts))
         for job, rows in zip(parts, self._run([*parts.values()]), strict=True):
             if isinstance(rows, Exception):
                 yield job, rows

@@ -23,6 +23,8 @@ _BRIEF: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.0
 _LONG: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 """Seconds, for what happens once in a request."""
 
+_MANY: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
 FORGOTTEN: Final = "FORGOTTEN"
 """Cause of a resume: the tier does not know the session, as after a restart or when its lease was over."""
 
@@ -76,6 +78,12 @@ QUEUE: Final = _histogram("queue_time_seconds", "For which a step waited for the
 COMPUTE: Final = _histogram("compute_time_seconds", "For which a step had the tier's engine.", "kind")
 POSITIONS: Final = _counter("positions", "Positions computed, also those computed again.", "kind")
 
+# Of the core, whose batches have rows of several sessions.
+BATCH_ROWS: Final = _histogram("iteration_tokens", "Positions that were computed together.", buckets=_MANY)
+BATCH_SESSIONS: Final = _histogram(
+    "iteration_sessions", "Sessions whose positions were computed together.", buckets=_MANY
+)
+
 # Of links. `direction` is up towards the cloud, or down. A step is one message each way.
 LINK_BYTES: Final = _counter("link_bytes", "Bytes of messages over a link.", "link", "direction")
 LINK_MESSAGES: Final = _counter("link_messages", "Messages over a link.", "link", "direction")
@@ -91,7 +99,7 @@ REFUSALS: Final = _counter("refusals", "Calls refused or broken off, by reason."
 LOOP_LAG: Final = _histogram("event_loop_lag_seconds", "How late the event loop does what is due.")
 
 TIER: Final = (STEP, QUEUE, COMPUTE, POSITIONS, LINK_BYTES, LINK_MESSAGES, RESUMES, REFUSALS, LOOP_LAG)
-CORE: Final = TIER
+CORE: Final = (*TIER, BATCH_ROWS, BATCH_SESSIONS)
 EDGE: Final = (*TIER, ROUND_TRIP)
 TRAINING: Final = (QUEUE, COMPUTE, LINK_BYTES, LINK_MESSAGES, REFUSALS, LOOP_LAG)
 DEVICE: Final = (
