@@ -134,6 +134,27 @@ def test_what_is_not_listed_is_not_read(copy: Path) -> None:
         TierFolder.open(copy, "edge").read("stranger")
 
 
+def test_a_mapped_file_has_the_bytes_of_one_that_is_read_and_tells_how_far_it_is(bundle: Path) -> None:
+    folder, told = TierFolder.open(bundle, "cloud"), list[tuple[int, int]]()
+    with folder.mapped("weights.bin", lambda done, total: told.append((done, total))) as weights:
+        assert bytes(weights) == folder.read("weights.bin")
+        assert told[-1] == (len(weights), len(weights))
+
+
+def test_a_mapped_file_of_other_bytes_is_refused(copy: Path) -> None:
+    folder, path = TierFolder.open(copy, "cloud"), copy / "cloud" / "weights.bin"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(DamagedFile, match="the contents are not those"), folder.mapped("weights.bin"):
+        raise AssertionError("it was given")
+
+
+def test_a_mapped_file_that_is_changed_while_it_is_used_is_refused(copy: Path) -> None:
+    folder, path = TierFolder.open(copy, "cloud"), copy / "cloud" / "weights.bin"
+    changed = pytest.raises(DamagedFile, match="changed while it was loaded")
+    with changed, folder.mapped("weights.bin"), path.open("r+b") as file:
+        file.write(b"\xff")
+
+
 def test_a_folder_without_a_bundle_says_so(tmp_path: Path) -> None:
     with pytest.raises(DamagedFile, match="is this a bundle"):
         TierFolder.open(tmp_path, "edge")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.folder import Progress, TierFolder
 from trifold.shared.errors import ConfigError, NotExact
 from trifold.shared.runtime.shard import Shard
 from trifold.shared.session.ports import listening
@@ -17,8 +17,8 @@ def inexact_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine whose self-test fails."""
     load = Shard.load
 
-    def fail(folder: TierFolder, *, threads: int = 0) -> Shard:
-        shard = load(folder, threads=threads)
+    def fail(folder: TierFolder, *, progress: Progress) -> Shard:
+        shard = load(folder, progress=progress)
         shard.exact = False
         return shard
 

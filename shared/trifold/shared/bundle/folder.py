@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 import stat
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import BinaryIO, ClassVar, Final
 
 from pydantic import ValidationError
 
@@ -17,6 +19,12 @@ from trifold.shared.errors import ConfigError, DamagedFile
 
 MANIFEST: Final = "manifest.json"
 
+Progress = Callable[[int, int], None]
+"""Hears how much is done, and of how much."""
+
+_PIECE: Final = 16 * 2**20
+"""Bytes from one report to the next."""
+
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 REMEDY: Final = "copy the folder again from where the bundle was made, or split again"
 
@@ -24,8 +32,8 @@ REMEDY: Final = "copy the folder again from where the bundle was made, or split 
 class TierFolder:
     """A tier's folder whose manifest is sound and whose files are there in the right size.
 
-    `read` is the only way to a file's bytes, and gives none that do not have the hash of the manifest. The
-    files for training may be missing: nobody else needs them.
+    `read` and `mapped` are the only ways to a file's bytes, and give none that do not have the hash of the
+    manifest. The files for training may be missing: nobody else needs them.
     """
 
     _listing: ClassVar[str] = MANIFEST
@@ -65,15 +73,43 @@ class TierFolder:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file of this tier. Raises DamagedFile when they are not those of the manifest."""
-        if name not in self._listed:
-            raise DamagedFile(f"{self.path / name}: is not listed in {self._listing}; {self._remedy}")
-        entry = self._listed[name]
+        entry = self._entry(name)
         with os.fdopen(self._open(name, entry), "rb") as file:
             data = file.read(entry.size)
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
+        self._compare(name, entry, hashlib.sha256(data))
+        return data
+
+    @contextmanager
+    def mapped(self, name: str, progress: Progress = lambda done, total: None) -> Iterator[memoryview]:
+        """As read(), for a file that is large: its bytes stay where the system keeps those of files.
+
+        `progress` hears how many of them have been checked. Raises DamagedFile on leaving, too, when the file
+        was changed since: what has been made of it is not to be used then.
+        """
+        entry = self._entry(name)
+        if not entry.size:
+            raise DamagedFile(f"{self.path / name}: is empty; {self._remedy}")
+        with os.fdopen(self._open(name, entry), "rb") as file:
+            before = _changed(file)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+                found = hashlib.sha256()
+                for start in range(0, entry.size, _PIECE):
+                    found.update(view[start : start + _PIECE])
+                    progress(min(start + _PIECE, entry.size), entry.size)
+                self._compare(name, entry, found)
+                yield view
+            if _changed(file) != before:
+                raise DamagedFile(f"{self.path / name}: was changed while it was loaded; {self._remedy}")
+
+    def _entry(self, name: str) -> FileEntry:
+        if name not in self._listed:
+            raise DamagedFile(f"{self.path / name}: is not listed in {self._listing}; {self._remedy}")
+        return self._listed[name]
+
+    def _compare(self, name: str, entry: FileEntry, found: hashlib._Hash) -> None:
+        if found.hexdigest() != entry.sha256:
             what = f"the contents are not those of {self._listing}"
             raise DamagedFile(f"{self.path / name}: {what}; {self._remedy}")
-        return data
 
     def _check(self) -> None:
         """Raises DamagedFile naming the file that is missing, linked, or of a wrong size."""
@@ -108,6 +144,12 @@ class TierFolder:
         if not stat.S_ISREG(found.st_mode):
             raise DamagedFile(f"{path}: is not a file; {self._remedy}")
         raise DamagedFile(f"{path}: has {found.st_size} bytes instead of {entry.size}; {self._remedy}")
+
+
+def _changed(file: BinaryIO) -> tuple[int, int]:
+    """When anything of a file was changed last: its contents, and what is known of it."""
+    found = os.fstat(file.fileno())
+    return found.st_mtime_ns, found.st_ctime_ns
 
 
 def _manifest(path: Path) -> Manifest:

@@ -23,7 +23,9 @@ _NO_TILES: Final = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 _environment = Lock()
 
 
-def load(model: bytes, weights: bytes, *, threads: int, provider: str = PROVIDER) -> ort.InferenceSession:
+def load(
+    model: bytes, weights: bytes | memoryview, *, threads: int, provider: str = PROVIDER
+) -> ort.InferenceSession:
     """A session that runs `model` with `weights` as its weights.bin; both may be forgotten afterwards.
 
     `threads` is how many work on an operator, 0 for one for each physical core. What `provider` cannot run,

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.folder import Progress, TierFolder
 from trifold.shared.bundle.manifest import Tier
 from trifold.shared.errors import InvalidRequest, OutOfSequence, TrifoldError
 from trifold.shared.model.heads import HeadLayout
@@ -74,7 +74,14 @@ class Shard:
     found that rows do not depend on how they are cut into calls.
     """
 
-    def __init__(self, folder: TierFolder, *, threads: int = 0, provider: str = PROVIDER) -> None:
+    def __init__(
+        self,
+        folder: TierFolder,
+        *,
+        threads: int = 0,
+        provider: str = PROVIDER,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
         """Loads without proving; `load` does both. What `provider` cannot run, the CPU does."""
         serving = folder.manifest.serving
         self.tier: Tier = folder.tier
@@ -89,8 +96,8 @@ class Shard:
         self._heads = max((layer.attention.heads for layer in layers), default=0)
         wide = any(HeadLayout.of(layer.attention).size > WIDE_HEAD for layer in layers)
         self._fewest_positions = WIDE_POSITIONS if wide else 0
-        model, weights = folder.read(MODEL), folder.read(WEIGHTS)
-        self._session = load(model, weights, threads=threads, provider=provider)
+        with folder.mapped(WEIGHTS, progress) as weights:
+            self._session = load(folder.read(MODEL), weights, threads=threads, provider=provider)
         self._caches = {
             value.name: (value.shape[1], value.shape[3])
             for value in self._session.get_inputs()
@@ -99,12 +106,15 @@ class Shard:
         self._rotation: dict[str, ort.OrtValue] = {}
 
     @classmethod
-    def load(cls, folder: TierFolder, *, threads: int = 0) -> Shard:
+    def load(
+        cls, folder: TierFolder, *, threads: int = 0, progress: Progress = lambda done, total: None
+    ) -> Shard:
         """The shard of a folder, on `threads` threads or on one for each physical core (0), proved.
 
-        Raises DamagedFile when a file is not what the manifest says or cannot be loaded.
+        `progress` hears of the weights checked. Raises DamagedFile when a file is not what the manifest says
+        or cannot be loaded.
         """
-        shard = cls(folder, threads=threads)
+        shard = cls(folder, threads=threads, progress=progress)
         positions = shard.spec.max_positions
         result = prove(
             some_tokens(shard.vocab, positions)

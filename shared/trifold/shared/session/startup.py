@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from time import perf_counter
 from typing import Protocol, TypeVar
 
+import rich.progress
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 
-from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.folder import Progress, TierFolder
 from trifold.shared.bundle.manifest import Manifest, Tier
 from trifold.shared.cli.logs import log_service
 from trifold.shared.errors import NotExact
@@ -24,10 +26,16 @@ class Proved(Protocol):
     fingerprint: str
 
 
-P = TypeVar("P", bound=Proved)
+P_co = TypeVar("P_co", bound=Proved, covariant=True)
 
 
-def load_tier(settings: ServiceSettings, tier: Tier, load: Callable[[TierFolder], P]) -> tuple[Manifest, P]:
+class Load(Protocol[P_co]):
+    """Loads and proves what a folder holds; `progress` hears of the weights."""
+
+    def __call__(self, folder: TierFolder, *, progress: Progress) -> P_co: ...
+
+
+def load_tier(settings: ServiceSettings, tier: Tier, load: Load[P_co]) -> tuple[Manifest, P_co]:
     """The manifest of a tier and what `load` makes of its folder; tells on stderr how far it is.
 
     Raises ConfigError where it could not listen, DamagedFile, or NotExact when the self-test fails and the
@@ -40,7 +48,9 @@ def load_tier(settings: ServiceSettings, tier: Tier, load: Callable[[TierFolder]
     size = sum(entry.size for entry in folder.files.values())
     _tell(f"loading the {tier} shard of {settings.bundle} ({size / 1e6:.0f} MB) and testing its numerics …")
     began = perf_counter()
-    shard = load(folder)
+    with _bar() as bar:
+        task = bar.add_task("checked", total=None)
+        shard = load(folder, progress=lambda done, total: bar.update(task, completed=done, total=total))
     if not shard.exact and not settings.inexact:
         raise NotExact(
             f"the self-test of the {tier} shard failed on {shard.fingerprint}: what it gives would depend "
@@ -49,6 +59,13 @@ def load_tier(settings: ServiceSettings, tier: Tier, load: Callable[[TierFolder]
     found = "exact" if shard.exact else "NOT EXACT (--inexact)"
     _tell(f"ready after {perf_counter() - began:.1f} s: {found}, {shard.fingerprint}")
     return folder.manifest, shard
+
+
+def _bar() -> rich.progress.Progress:
+    """For terminals: elsewhere it shows nothing."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return rich.progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _tell(line: str) -> None:

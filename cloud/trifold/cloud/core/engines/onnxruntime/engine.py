@@ -15,7 +15,7 @@ from trifold.cloud.core.engines.engine import Part, check
 from trifold.cloud.core.engines.onnxruntime.attention import Attending, Cache, Call
 from trifold.cloud.core.engines.onnxruntime.cut import cut
 from trifold.cloud.core.engines.onnxruntime.flow import Flow, shapes_of
-from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.folder import Progress, TierFolder
 from trifold.shared.bundle.manifest import Tier
 from trifold.shared.errors import TrifoldError
 from trifold.shared.runtime.engine import PROVIDER, WEIGHTS, load
@@ -40,16 +40,22 @@ class OnnxRuntimeEngine:
     provider = PROVIDER
     most_rows = 512
 
-    def __init__(self, folder: TierFolder, *, threads: int = 0) -> None:
-        """On `threads` threads, or on one for each physical core (0). Raises DamagedFile."""
+    def __init__(
+        self, folder: TierFolder, *, threads: int = 0, progress: Progress = lambda done, total: None
+    ) -> None:
+        """On `threads` threads, or on one for each physical core (0).
+
+        `progress` hears of the weights checked. Raises DamagedFile.
+        """
         spec = folder.manifest.serving.spec
         self.hidden = spec.hidden
         self.fingerprint = ""
         self.exact = False
         self._rope = spec.rope
         betweens, attentions = cut(folder.read(MODEL))
-        weights = folder.read(WEIGHTS)
-        self._graphs = [(load(between.model, weights, threads=threads), between) for between in betweens]
+        # Graph by graph: of no more than one of them are weights in memory twice, as read and as packed.
+        with folder.mapped(WEIGHTS, progress) as weights:
+            self._graphs = [(load(between.model, weights, threads=threads), between) for between in betweens]
         wide = any(attention.size > WIDE_HEAD for attention in attentions)
         self._fewest_positions = WIDE_POSITIONS if wide else 0
         self._query_heads = max(attention.query_heads for attention in attentions)
@@ -72,9 +78,11 @@ class OnnxRuntimeEngine:
         self._rotation: tuple[ort.OrtValue, ort.OrtValue] | None = None
 
     @classmethod
-    def load(cls, folder: TierFolder, *, threads: int = 0) -> OnnxRuntimeEngine:
+    def load(
+        cls, folder: TierFolder, *, threads: int = 0, progress: Progress = lambda done, total: None
+    ) -> OnnxRuntimeEngine:
         """The engine of a folder, proved. Raises DamagedFile."""
-        engine = cls(folder, threads=threads)
+        engine = cls(folder, threads=threads, progress=progress)
         result = prove(
             some_rows(engine.hidden, folder.manifest.serving.spec.max_positions),
             engine.cache,
