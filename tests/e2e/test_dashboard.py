@@ -164,7 +164,7 @@ def test_each_metric_is_looked_at_somewhere_and_nothing_is_looked_at_that_there_
     declared = [metric.name for metric in described()]
     assert not [name for name in declared if name not in looked_at + top]
     names = re.findall(r"\btrifold_\w+", looked_at)
-    assert {re.sub(r"_(bucket|count)$", "", name) for name in names} <= {*declared}
+    assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in names} <= {*declared}
 
 
 def test_the_jobs_of_the_dashboard_are_those_that_are_scraped() -> None:
