@@ -2,14 +2,17 @@
 
 Both are processes that serve trifold-nano; edges are played by this process, which speaks the wire. First a
 crowd, each of whom asks again when answered: from the answers of 16 to the core without batches comes what
-is called its capacity. Then they come by chance, at shares of that capacity, the same to both.
+is called its capacity. Then they come by chance, at shares of that capacity, the same to both. Last the
+layers alone, without a network, beside transformers with a batch of as many.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +24,7 @@ from typing import Final
 
 import numpy as np
 
+from tests.bench.layers import ENGINES, SESSIONS
 from tests.bench.nano import split_nano
 from tests.wire import Peer
 from trifold.shared.bundle.folder import TierFolder
@@ -55,6 +59,23 @@ def main() -> None:
             for name, interpreter in INTERPRETERS.items()
         }
         asyncio.run(_main(bundle, cores))
+    with tempfile.TemporaryDirectory(prefix="trifold-bench-") as folder:
+        _beside_transformers(split_nano(Path(folder) / "nano"))
+
+
+def _beside_transformers(bundle: Path) -> None:
+    """Without a network."""
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in ENGINES}
+    for _ in range(TURNS):
+        for name, times in turns.items():
+            command = [sys.executable, "-m", "tests.bench.layers", name, str(bundle)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            times.append(json.loads(done.stdout))
+    print(f"\n| the core's layers, ms a step | {' | '.join(f'{n} together' for n in SESSIONS)} |")
+    print(f"|{'---|' * (1 + len(SESSIONS))}")
+    for name, times in turns.items():
+        cells = [f"{statistics.median(turn[str(count)] for turn in times):.2f}" for count in SESSIONS]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 async def _main(bundle: Path, cores: dict[str, str]) -> None:
