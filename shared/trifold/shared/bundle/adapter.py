@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import AwareDatetime, Field, ValidationError
 
-from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.folder import Progress, TierFolder
 from trifold.shared.bundle.manifest import FileEntry, Tier
 from trifold.shared.errors import DamagedFile, DigestMismatch
 from trifold.shared.model.spec import Part
@@ -88,6 +89,13 @@ class AdaptedFolder(TierFolder):
     def read(self, name: str) -> bytes:
         """The bytes of a file of this version. Raises DamagedFile when they are not those of adapter.json."""
         return super().read(name) if name in self.adapter.files else self._base.read(name)
+
+    def mapped(
+        self, name: str, progress: Progress = lambda done, total: None
+    ) -> AbstractContextManager[memoryview]:
+        """As read()."""
+        whose = super() if name in self.adapter.files else self._base
+        return whose.mapped(name, progress)
 
 
 def _adapter(path: Path) -> Adapter:

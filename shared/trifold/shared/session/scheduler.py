@@ -71,7 +71,7 @@ class TurnScheduler:
 
     def __init__(self) -> None:
         self._lines: dict[Hashable, deque[Job[Any]]] = {}
-        self._picked = 0
+        self._turn: Sequence[Job[Any]] = ()
         self._latest: Hashable = None
         self._small_ns = _BRIEF_NS
         self._stopped = False
@@ -96,7 +96,7 @@ class TurnScheduler:
     @property
     def waiting(self) -> int:
         """Keys whose work waits; any thread may ask."""
-        return max(0, len(self._lines) - self._picked)
+        return max(0, len(self._lines) - len(self._turn))
 
     def forget(self, key: Hashable) -> None:
         """Drops what waits in the line of `key`; what is running ends unheard."""
@@ -109,7 +109,7 @@ class TurnScheduler:
         """Drops what waits. The thread ends after the turn that is running, which nobody waits for."""
         with self._changed:
             self._stopped = True
-            jobs = [job for line in self._lines.values() for job in line]
+            jobs = [job for line in self._lines.values() for job in line if job not in self._turn]
             self._lines.clear()
             self._changed.notify()
         for job in jobs:
@@ -139,19 +139,22 @@ class TurnScheduler:
             self._changed.wait_for(lambda: self._lines or self._stopped)
             if self._stopped:
                 return False
-            jobs = self.pick(self._lines)
+            jobs = self._turn = self.pick(self._lines)
             for job in jobs:
                 self._lines[job.key] = self._lines.pop(job.key)
             self._latest = jobs[0].key if len(jobs) == 1 else None
-            self._picked = len(jobs)
         outcomes = [*self._compute(jobs)]
         with self._changed:
-            self._picked = 0
+            self._turn = ()
             for job, _ in outcomes:
                 self._leave(job)
+            # What would go on waits no more.
+            dropped = {*jobs} - {job for job, _ in outcomes} if self._stopped else ()
         # RuntimeError: the loop was closed while the engine worked, and nobody waits any more.
         with suppress(RuntimeError):
             jobs[0].loop.call_soon_threadsafe(_settle, outcomes)
+            for job in dropped:
+                job.loop.call_soon_threadsafe(job.future.cancel)
         return True
 
     def _compute(self, jobs: Sequence[Job[Any]]) -> Outcomes:
