@@ -145,10 +145,9 @@ async def test_a_session_goes_on_after_the_core_was_killed_and_started_again(bun
             rows = (await talk.result()).rows
             tiers.kill("cloud")
             assert type(await talk.end()) is Unavailable
-            again = peer.call()
-            opening = asyncio.create_task(again.open(digest(bundle), session=talk.session, epoch=2))
             await asyncio.to_thread(tiers.start, "cloud")
-            assert (await opening).have == 0
+            again = peer.call()
+            assert (await again.open(digest(bundle), session=talk.session, epoch=2)).have == 0
             await again.send_tokens(TOKENS, 0)
             assert (await again.result()).rows == rows
             await again.close()

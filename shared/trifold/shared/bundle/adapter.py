@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
@@ -90,12 +91,12 @@ class AdaptedFolder(TierFolder):
         """The bytes of a file of this version. Raises DamagedFile when they are not those of adapter.json."""
         return super().read(name) if name in self.adapter.files else self._base.read(name)
 
-    def mapped(
-        self, name: str, progress: Progress = lambda done, total: None
-    ) -> AbstractContextManager[memoryview]:
+    @contextmanager
+    def mapped(self, name: str, progress: Progress = lambda done, total: None) -> Iterator[memoryview]:
         """As read()."""
-        whose = super() if name in self.adapter.files else self._base
-        return whose.mapped(name, progress)
+        mapped = super().mapped if name in self.adapter.files else self._base.mapped
+        with mapped(name, progress) as data:
+            yield data
 
 
 def _adapter(path: Path) -> Adapter:
