@@ -49,11 +49,14 @@ def by_head(builder: StandardBuilder, x: ir.Value, heads: int, sessions: Session
     return builder.op("Reshape", x, shape)
 
 
-def turned(builder: StandardBuilder, x: ir.Value, rotated: int, sessions: Sessions) -> ir.Value:
-    """From (sessions, rows, heads, size), the first `rotated` values rotated, to low with heads second."""
+def turned(
+    builder: StandardBuilder, x: ir.Value, rotated: int, sessions: Sessions, scale: float = 1.0
+) -> ir.Value:
+    """From (sessions, rows, heads, size) to low with heads second: `rotated` values turned, all scaled."""
     x = builder.op("Transpose", x, perm=[0, 2, 1, 3])
     tables = (sessions.cos, sessions.sin, sessions.positions)
-    return builder.low(builder.op("RotaryEmbedding", x, *tables, rotary_embedding_dim=rotated))
+    x = builder.op("RotaryEmbedding", x, *tables, rotary_embedding_dim=rotated)
+    return builder.low(x if scale == 1 else builder.op("Mul", x, builder.scalar(scale)))
 
 
 def kept(
@@ -74,9 +77,9 @@ def attend(
     value: ir.Value,
     heads: int,
     size: int,
-    scale: float,
     sessions: Sessions,
 ) -> ir.Value:
-    """Low (sessions · rows, heads, size), of low query, key and value with heads second."""
-    out = builder.op("Attention", query, key, value, sessions.seen, scale=scale)
+    """Low (sessions · rows, heads, size), of low keys, values and scaled queries with heads second."""
+    # The parser multiplies queries and keys by the root of the scale: with another one, all slots of a cache.
+    out = builder.op("Attention", query, key, value, sessions.seen, scale=1.0)
     return builder.reshape(builder.op("Transpose", out, perm=[0, 2, 1, 3]), -1, heads, size)

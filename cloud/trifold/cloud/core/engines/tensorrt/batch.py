@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -121,11 +121,3 @@ class Batch:
 def sizes_of(dims: trt.Dims) -> Shape:
     """A shape as a tuple, -1 for what a profile bounds."""
     return tuple(dims[axis] for axis in range(len(dims)))
-
-
-def contiguous(parts: Sequence[Rows], sessions: int, hidden: int, places: Sequence[int]) -> Rows:
-    """One row of each part at its place among (sessions, 1, hidden), and rows of 0 between them."""
-    rows = np.zeros((sessions, 1, hidden), np.float32)
-    for place, part in zip(places, parts, strict=True):
-        rows[place] = part
-    return rows

@@ -7,6 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import onnx
+
 from trifold.cloud.core.engines.tensorrt import graph
 from trifold.cloud.core.engines.tensorrt.batch import sizes_of
 from trifold.cloud.core.engines.tensorrt.floats import float_source
@@ -68,8 +70,20 @@ def _write(folder: TierFolder, key: Key, work: Path) -> Path:
     layers = serving.cuts.layers(folder.tier, len(serving.spec.layers))
     with float_source(folder) as source, closing(TypedWeights(work / WEIGHTS)) as weights:
         data = graph.build(source, layers, key.limits.slots, key.precision, weights)
-    (work / _MODEL).write_bytes(data)
+    (work / _MODEL).write_bytes(hinted(data))
     return work / _MODEL
+
+
+def hinted(data: bytes) -> bytes:
+    """The graph with leave to compute attention by several kernels where TensorRT has not one for its shape.
+
+    An attribute of the parser's own, which other readers of ONNX refuse.
+    """
+    model = onnx.ModelProto.FromString(data)
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            node.attribute.append(onnx.helper.make_attribute("TRT_decomposable", 1))
+    return model.SerializeToString(deterministic=True)
 
 
 def _add_profiles(

@@ -1,35 +1,32 @@
-"""The core on TensorRT.
+"""The core on TensorRT: the float weights of a bundle, in caches of one size for a fixed number of sessions.
 
-What was run where is told in docs/engines.md. Rows of one session do not touch another's, but whether they
-get the same bits in every batch is the choice of TensorRT's kernels: the self-test finds out.
+No row touches the caches of another session, but whether it gets the same bits in every batch hangs on the
+kernels that TensorRT chose: the self-test finds out.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import numpy as np
 
 from trifold.cloud.core.engines.engine import Part, check
-from trifold.cloud.core.engines.tensorrt.batch import Batch, Memory, contiguous
 from trifold.cloud.core.engines.tensorrt.build import build
 from trifold.cloud.core.engines.tensorrt.device import Device
 from trifold.cloud.core.engines.tensorrt.floats import check_floats
-from trifold.cloud.core.engines.tensorrt.library import logger, runtime_library
+from trifold.cloud.core.engines.tensorrt.library import runtime_library
 from trifold.cloud.core.engines.tensorrt.plans import Key, Plans
-from trifold.cloud.core.engines.tensorrt.precision import COMPUTED, NEEDS, NUMPY, Precision
-from trifold.cloud.core.engines.tensorrt.profiles import DECODE, PROMPT, Limits, padded, sizes
-from trifold.cloud.core.engines.tensorrt.slots import Cache, Slots
+from trifold.cloud.core.engines.tensorrt.precision import NEEDS, Precision
+from trifold.cloud.core.engines.tensorrt.profiles import Limits, padded
+from trifold.cloud.core.engines.tensorrt.runner import GpuRunner, Runner
+from trifold.cloud.core.engines.tensorrt.slots import Cache, Slots, session_bytes
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.manifest import Tier
-from trifold.shared.errors import ConfigError, TrifoldError
+from trifold.shared.errors import ConfigError
 from trifold.shared.runtime.selftest import CHUNKINGS, prove, some_rows
 from trifold.shared.runtime.shard import Rows
-
-if TYPE_CHECKING:
-    import tensorrt as trt
 
 PORTABLE: Final = "portable"
 
@@ -40,39 +37,20 @@ log = logging.getLogger(__name__)
 
 
 class TensorRtEngine:
-    """The float weights of a core, in caches of a fixed size for a fixed number of sessions."""
+    """An Engine; single rows are computed together, more of them session by session."""
 
     tier: Tier = "cloud"
     provider = "TensorRT"
     most_rows = 512
 
-    def __init__(
-        self, library: Any, plan: bytes, device: Device, hidden: int, precision: Precision, limits: Limits
-    ) -> None:
-        """Of a plan that `library`, TensorRT or its lean runtime, can run. Raises TrifoldError."""
+    def __init__(self, runner: Runner, hidden: int, limits: Limits) -> None:
+        """Not proved."""
         self.hidden = hidden
         self.fingerprint = ""
         self.exact = False
-        self._device = device
+        self._runner = runner
         self._limits = limits
         self._slots = Slots(limits)
-        self._runtime: trt.Runtime = library.Runtime(logger(library))
-        # A version-compatible plan brings its runtime along. Plans come from a folder that only we write to.
-        self._runtime.engine_host_code_allowed = True
-        engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise TrifoldError("TensorRT cannot load the engine: its log says why")
-        self._engine = engine
-        itemsize = NUMPY[COMPUTED[precision]].itemsize
-        self._memory = Memory(engine, device, limits, hidden, itemsize)
-        self._prompt = Batch(library, engine, PROMPT, device, self._memory)
-        self._decode: dict[int, Batch] = {}
-        for size in sizes(limits):
-            # A context for each: CUDA graphs of one would have to be captured again at every change.
-            batch = self._decode[size] = Batch(library, engine, DECODE, device, self._memory)
-            batch.shape(size, 1)
-            batch.place(0)
-            batch.capture()
 
     @classmethod
     def load(
@@ -81,11 +59,14 @@ class TensorRtEngine:
         *,
         precision: Precision = "bf16",
         limits: Limits | None = None,
+        memory: int | None = None,
         portable: bool = False,
         plans: Plans | None = None,
     ) -> TensorRtEngine:
-        """The engine of a folder, proved; it is built where `plans` has none for them and this GPU.
+        """The engine of a folder, proved; it is built where `plans` has none for it and this GPU.
 
+        Its caches take `memory` bytes at most, for which it has fewer sessions than `limits` say.
+        A `portable` one may run on a later TensorRT, or its lean runtime, than it was built with.
         Raises ConfigError without TensorRT, a GPU that has the precision, or float weights; DamagedFile.
         """
         library = runtime_library()
@@ -94,17 +75,20 @@ class TensorRtEngine:
         if device.capability < NEEDS[precision]:
             major, minor = device.capability
             raise ConfigError(f"{device.name} (compute capability {major}.{minor}) has no {precision}")
-        spec = folder.manifest.serving.spec
+        serving = folder.manifest.serving
+        spec, layers = serving.spec, serving.cuts.layers(cls.tier, len(serving.spec.layers))
         limits = (limits or Limits()).within(spec.max_positions)
+        if memory is not None:
+            limits = limits.fitting(memory, session_bytes(spec, layers, limits.slots, precision))
         version = PORTABLE if portable else library.__version__
         key = Key.of(folder, device.name, device.capability, version, precision, limits)
         plan = plans.read(key.plan)
         if not plan:
-            log.info("building the TensorRT engine %s, which takes minutes", plans.folder / key.plan)
+            log.info("building %s, which takes minutes", plans.folder / key.plan)
             plan = build(folder, key, plans, portable=portable)
             plans.keep(key.plan, plan)
-        engine = cls(library, plan, device, spec.hidden, precision, limits)
-        engine.prove(f"tensorrt-{library.__version__}", f"{device.name}-{precision}")
+        engine = cls(GpuRunner(library, plan, device, spec.hidden, precision, limits), spec.hidden, limits)
+        engine.prove(f"tensorrt-{library.__version__}", device.name, precision)
         return engine
 
     def prove(self, *names: str) -> None:
@@ -127,14 +111,13 @@ class TensorRtEngine:
 
     def cache_bytes(self, capacity: int) -> int:
         """Memory of a cache, which is the same for every number of positions."""
-        return self._memory.session_bytes
+        return self._runner.session_bytes
 
     def cache(self, capacity: int) -> Cache:
         """An empty cache for [0, capacity). Raises PromptTooLong, or Overloaded when all are taken."""
         taken = self._slots.take(capacity)
         # What is masked counts 0 times, but 0 times what is no number would be none either.
-        for kept in self._memory.caches:
-            self._device.clear(kept.address + taken.slot * kept.stride, kept.stride)
+        self._runner.clear(taken.slot)
         return taken
 
     def release(self, cache: Cache) -> None:
@@ -142,35 +125,35 @@ class TensorRtEngine:
         self._slots.give_back(cache)
 
     def run(self, batch: Sequence[Part[Cache]]) -> list[Rows]:
-        """As Engine.run(). Single rows go together, more of them session by session."""
+        """As Engine.run(). Raises UnknownSession, too, for a cache that was given up."""
         for part in batch:
             check(part, self.hidden)
             self._slots.check(part.cache)
         single = [part for part in batch if len(part.rows) == 1]
-        rows = dict(zip(map(id, single), self._together(single), strict=True))
-        out = [rows[id(part)] if id(part) in rows else self._alone(part) for part in batch]
+        together = iter(self._together(single))
+        out = [next(together) if len(part.rows) == 1 else self._alone(part) for part in batch]
         for part in batch:
             part.cache.have = part.base_pos + len(part.rows)
         return out
 
     def _together(self, parts: Sequence[Part[Cache]]) -> list[Rows]:
+        """A row of each. Slots between theirs get a row, too, where nothing is that anyone wants."""
         if not parts:
             return []
-        places = [part.cache.slot for part in parts]
-        size = padded(max(places) + 1, self._limits)
-        rows = contiguous([part.rows for part in parts], size, self.hidden, places)
+        size = padded(1 + max(part.cache.slot for part in parts), self._limits)
+        rows = np.zeros((size, 1, self.hidden), np.float32)
         positions = np.array(self._slots.free_positions(size), np.int64)[:, None]
         for part in parts:
+            rows[part.cache.slot] = part.rows
             positions[part.cache.slot] = part.base_pos
-        out = self._decode[size].run(rows, positions)
-        return [out[place] for place in places]
+        out = self._runner.decode(rows, positions)
+        return [out[part.cache.slot].copy() for part in parts]
 
     def _alone(self, part: Part[Cache]) -> Rows:
-        out: list[Rows] = []
-        self._prompt.place(part.cache.slot)
-        for start in range(0, len(part.rows), self._limits.rows):
-            rows = np.ascontiguousarray(part.rows[start : start + self._limits.rows])
-            first = part.base_pos + start
-            self._prompt.shape(1, len(rows))
-            out.append(self._prompt.run(rows[None], np.arange(first, first + len(rows))[None])[0])
-        return np.concatenate(out)
+        step = self._limits.rows
+        return np.concatenate(
+            [
+                self._runner.prompt(part.cache.slot, part.rows[start : start + step], part.base_pos + start)
+                for start in range(0, len(part.rows), step)
+            ]
+        )

@@ -4,8 +4,7 @@ Until 11.0 TensorRT's parser knows no experts, and an engine's graph may not dep
 every row goes through every expert: an engine reads all experts once for a batch, and multiplies
 experts / top_k times as much as it had to. The other way, to gather the weights that each row chose, moves
 them three times (read, write, read) for each row: it is faster below experts / (3 · top_k) rows, which for
-Qwen3-30B-A3B is 5, and ruinous for a prompt, for whose 512 rows it would move 12 times all experts a layer,
-and need memory for 32 times of them.
+Qwen3-30B-A3B is 5, and ruinous for a prompt: for 512 rows it would copy all experts of a layer 32 times.
 """
 
 from __future__ import annotations

@@ -34,12 +34,13 @@ def grouped(
 
     query, key, value = _normed(builder, qkv, spec, names, layout.size, order)
     rotated = 2 * layout.half
-    query = turned(builder, by_head(builder, query, spec.heads, sessions), rotated, sessions)
+    query = by_head(builder, query, spec.heads, sessions)
+    query = turned(builder, query, rotated, sessions, spec.softmax_scale)
     key = turned(builder, by_head(builder, key, spec.kv_heads, sessions), rotated, sessions)
     value = builder.op("Transpose", by_head(builder, value, spec.kv_heads, sessions), perm=[0, 2, 1, 3])
     key = kept(builder, key, f"key_{layer}", spec.kv_heads, layout.size, sessions)
     value = kept(builder, builder.low(value), f"value_{layer}", spec.kv_heads, layout.size, sessions)
-    out = attend(builder, query, key, value, spec.heads, layout.size, spec.softmax_scale, sessions)
+    out = attend(builder, query, key, value, spec.heads, layout.size, sessions)
     if layout.size != spec.head_dim:
         out = builder.first(out, spec.head_dim, axis=2)
     out = builder.reshape(out, -1, spec.heads * spec.head_dim)

@@ -53,10 +53,11 @@ def latent(
     if blanks:
         compressed = builder.op("Pad", compressed, builder.ints(0, 0, 0, blanks))
     key = builder.op("Concat", key, compressed, axis=-1)
-    query = turned(builder, by_head(builder, query, spec.heads, sessions), rotated, sessions)
+    query = by_head(builder, query, spec.heads, sessions)
+    query = turned(builder, query, rotated, sessions, spec.softmax_scale)
     key = turned(builder, by_head(builder, key, 1, sessions), rotated, sessions)
     key = kept(builder, key, f"latent_{layer}", 1, layout.size, sessions)
-    out = attend(builder, query, key, key, spec.heads, layout.size, spec.softmax_scale, sessions)
+    out = attend(builder, query, key, key, spec.heads, layout.size, sessions)
     ends = (builder.ints(rotated), builder.ints(rotated + spec.kv_rank), builder.ints(2))
     out = builder.reshape(builder.op("Slice", out, *ends), -1, spec.heads * spec.kv_rank)
     o_bias = builder.vector(names.o_bias) if names.o_bias else None

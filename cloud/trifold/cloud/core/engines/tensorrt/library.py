@@ -46,13 +46,18 @@ def logger(library: Any) -> trt.ILogger:
 
 
 def _found(names: tuple[str, ...], wanted: str) -> Any:
-    failure = ""
+    """The first of these modules that is here."""
+    reasons = []
     for name in names:
         try:
-            return import_module(name)
+            module = import_module(name)
         except ImportError as error:
-            failure = failure or str(error)
-    raise ConfigError(f"{wanted} needs TensorRT {FIRST} or later ({failure}): {INSTALL}")
+            reasons.append(str(error))
+            continue
+        if hasattr(module, "__version__"):
+            return module
+        reasons.append(f"of {name} only the type stubs are here")
+    raise ConfigError(f"{wanted} needs TensorRT {FIRST} or later ({reasons[0]}): {INSTALL}")
 
 
 def _checked(library: Any) -> Any:

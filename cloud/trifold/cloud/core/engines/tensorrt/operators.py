@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from trifold.cloud.core.engines.tensorrt.precision import COMPUTED, LARGEST_FP8, NUMPY, Precision
+from trifold.cloud.core.engines.tensorrt.precision import COMPUTED, NUMPY, Precision, fp8_scale
 from trifold.cloud.core.engines.tensorrt.typed_weights import TypedWeights
 from trifold.cloud.split.graph.builder import FLOAT, Builder
 from trifold.cloud.split.graph.matrix import Matrix, Source
@@ -90,7 +90,7 @@ class StandardBuilder(Builder):
         return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
 
     def _through_fp8(self, low: ir.Value, bound: float) -> ir.Value:
-        scale, zero = self._scale(bound / LARGEST_FP8), self._zero()
+        scale, zero = self._scale(fp8_scale(bound)), self._zero()
         return self.op("DequantizeLinear", self.op("QuantizeLinear", low, scale, zero), scale, zero)
 
     def _fp8(self, matrix: Matrix) -> ir.Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final, Literal
 
 import ml_dtypes
@@ -33,5 +34,10 @@ NUMPY: Final = {
     ir.DataType.FLOAT8E4M3FN: np.dtype(ml_dtypes.float8_e4m3fn),
 }
 
-LARGEST_FP8: Final = 448.0
+_LARGEST_FP8: Final = 448.0
 """Of E4M3."""
+
+
+def fp8_scale(largest: float) -> float:
+    """What to divide values up to `largest` by: a power of two, which loses no digit and is exact in bf16."""
+    return 2.0 ** math.ceil(math.log2(largest / _LARGEST_FP8)) if largest else 1.0

@@ -10,6 +10,9 @@ from trifold.shared.errors import ConfigError
 
 Shape = tuple[int, ...]
 
+FEWEST_SESSIONS: Final = 4
+"""As many as the self-test has."""
+
 _SLOTS: Final = 64
 """16 values of 2 bytes, the least that a position takes of a cache, 8 times over TensorRT's 256 bytes."""
 
@@ -23,17 +26,31 @@ class Limits:
     rows: int = 512
 
     def __post_init__(self) -> None:
-        sound = 4 <= self.sessions <= 1024 and self.positions >= 32 and 1 <= self.rows <= self.positions
+        sound = (
+            FEWEST_SESSIONS <= self.sessions <= 1024
+            and self.positions >= 32
+            and 1 <= self.rows <= self.positions
+        )
         if not sound:
             raise ConfigError(
                 f"TensorRT: {self.sessions} sessions of {self.positions} positions, {self.rows} rows each: "
-                "sessions are 4 (for the self-test) to 1024, positions at least 32, rows no more than those"
+                f"sessions are {FEWEST_SESSIONS} to 1024, positions at least 32, rows no more than those"
             )
 
     def within(self, max_positions: int) -> Limits:
         """For a model that has so many positions at most."""
         positions = min(self.positions, max_positions)
         return Limits(self.sessions, positions, min(self.rows, positions))
+
+    def fitting(self, memory: int, session_bytes: int) -> Limits:
+        """With no more sessions than so much memory has room for. Raises ConfigError."""
+        room = memory // session_bytes
+        if room < FEWEST_SESSIONS:
+            raise ConfigError(
+                f"TensorRT: {memory >> 20} MiB of KV are room for {room} sessions of {self.positions} "
+                f"positions, {-(-session_bytes >> 20)} MiB each; the engine needs {FEWEST_SESSIONS}"
+            )
+        return Limits(min(self.sessions, room), self.positions, self.rows)
 
     @property
     def slots(self) -> int:

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import Final
 
+from trifold.cloud.core.engines.tensorrt.precision import COMPUTED, NUMPY, Precision
 from trifold.cloud.core.engines.tensorrt.profiles import Limits
 from trifold.shared.errors import Overloaded, PromptTooLong, UnknownSession
+from trifold.shared.model.heads import HeadLayout
+from trifold.shared.model.spec import GroupedAttention, ModelSpec
 
 _RETRY_SECONDS: Final = 1.0
+
+
+def session_bytes(spec: ModelSpec, layers: range, slots: int, precision: Precision) -> int:
+    """What the caches of a session take: keys and values, or the latent that is both."""
+    attentions = [spec.layers[layer].attention for layer in layers]
+    values = sum(
+        HeadLayout.of(one).size * (2 * one.kv_heads if isinstance(one, GroupedAttention) else 1)
+        for one in attentions
+    )
+    return values * slots * int(NUMPY[COMPUTED[precision]].itemsize)
 
 
 class Cache:
