@@ -17,7 +17,7 @@ from trifold.cloud.core.engines.tensorrt.plans import Key, Plans
 from trifold.cloud.core.engines.tensorrt.profiles import Limits, profiles
 from trifold.cloud.core.engines.tensorrt.typed_weights import TypedWeights
 from trifold.cloud.split.graph.weights import WEIGHTS
-from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.folder import Progress, TierFolder
 from trifold.shared.errors import TrifoldError
 
 if TYPE_CHECKING:
@@ -26,11 +26,18 @@ if TYPE_CHECKING:
 _MODEL: Final = "core.onnx"
 
 
-def build(folder: TierFolder, key: Key, plans: Plans, *, portable: bool) -> bytes:
+def build(
+    folder: TierFolder,
+    key: Key,
+    plans: Plans,
+    *,
+    portable: bool,
+    progress: Progress = lambda done, total: None,
+) -> bytes:
     """The plan of a core, for this machine's GPU; the timings of its kernels are kept for the next one.
 
     `portable` makes it version-compatible: kernels of the lean runtime alone, for this version of TensorRT
-    and later ones.
+    and later ones. `progress` hears of the weights checked.
 
     Raises ConfigError without TensorRT or float weights, TrifoldError with TensorRT's words where it refuses.
     """
@@ -39,7 +46,7 @@ def build(folder: TierFolder, key: Key, plans: Plans, *, portable: bool) -> byte
 
     # Among the plans, where there is room: it holds the weights once more while the engine is built.
     with tempfile.TemporaryDirectory(prefix=".build.", dir=plans.folder) as work:
-        model = _write(folder, key, Path(work))
+        model = _write(folder, key, Path(work), progress)
         log = logger(trt)
         builder = trt.Builder(log)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -64,11 +71,11 @@ def build(folder: TierFolder, key: Key, plans: Plans, *, portable: bool) -> byte
         return bytes(plan)
 
 
-def _write(folder: TierFolder, key: Key, work: Path) -> Path:
+def _write(folder: TierFolder, key: Key, work: Path, progress: Progress) -> Path:
     """model and weights in `work`, where the parser looks for the one beside the other."""
     serving = folder.manifest.serving
     layers = serving.cuts.layers(folder.tier, len(serving.spec.layers))
-    with float_source(folder) as source, closing(TypedWeights(work / WEIGHTS)) as weights:
+    with float_source(folder, progress) as source, closing(TypedWeights(work / WEIGHTS)) as weights:
         data = graph.build(source, layers, key.limits.slots, key.precision, weights)
     (work / _MODEL).write_bytes(hinted(data))
     return work / _MODEL

@@ -22,7 +22,7 @@ from trifold.cloud.core.engines.tensorrt.precision import NEEDS, Precision
 from trifold.cloud.core.engines.tensorrt.profiles import Limits, padded
 from trifold.cloud.core.engines.tensorrt.runner import GpuRunner, Runner
 from trifold.cloud.core.engines.tensorrt.slots import Cache, Slots, session_bytes
-from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.folder import Progress, TierFolder
 from trifold.shared.bundle.manifest import Tier
 from trifold.shared.errors import ConfigError
 from trifold.shared.runtime.selftest import CHUNKINGS, prove, some_rows
@@ -62,6 +62,7 @@ class TensorRtEngine:
         memory: int | None = None,
         portable: bool = False,
         plans: Plans | None = None,
+        progress: Progress = lambda done, total: None,
     ) -> TensorRtEngine:
         """The engine of a folder, proved; it is built where `plans` has none for it and this GPU.
 
@@ -85,7 +86,7 @@ class TensorRtEngine:
         plan = plans.read(key.plan)
         if not plan:
             log.info("building %s, which takes minutes", plans.folder / key.plan)
-            plan = build(folder, key, plans, portable=portable)
+            plan = build(folder, key, plans, portable=portable, progress=progress)
             plans.keep(key.plan, plan)
         engine = cls(GpuRunner(library, plan, device, spec.hidden, precision, limits), spec.hidden, limits)
         engine.prove(f"tensorrt-{library.__version__}", device.name, precision)
