@@ -18,7 +18,12 @@ MAY_IMPORT = {
     "device": {"device", "shared", "proto"},
 }
 TORCH = {"torch", "transformers", "peft"}
-TORCH_FOLDERS = ("shared/trifold/shared/training", "cloud/trifold/cloud/train", "cloud/trifold/cloud/verify")
+TORCH_FOLDERS = (
+    "shared/trifold/shared/training",
+    "cloud/trifold/cloud/core/engines/torch",
+    "cloud/trifold/cloud/train",
+    "cloud/trifold/cloud/verify",
+)
 FLOWER_FOLDERS = ("cloud/trifold/cloud/federation", "edge/trifold/edge/federation")
 
 

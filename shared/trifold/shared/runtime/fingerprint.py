@@ -17,9 +17,12 @@ _TELLING: Final = (
 """CPU flags that ONNX Runtime chooses kernels by."""
 
 
-def fingerprint(provider: str, digest: str) -> str:
-    """Engine, version, provider, instruction set and digest of the self-test."""
-    return "/".join([f"onnxruntime-{ort.__version__}", provider, instructions(), digest])
+ONNXRUNTIME: Final = f"onnxruntime-{ort.__version__}"
+
+
+def fingerprint(provider: str, digest: str, *, engine: str = ONNXRUNTIME, processor: str = "") -> str:
+    """Engine and version, provider, processor (this machine's by default), digest of the self-test."""
+    return "/".join([engine, provider, processor or instructions(), digest])
 
 
 def instructions() -> str:
