@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from trifold.cloud.core.engines.onnxruntime.engine import OnnxRuntimeEngine
+from trifold.cloud.core.engines.engine import Engine
+from trifold.cloud.core.engines.registry import loader
 from trifold.cloud.core.service import CoreService
 from trifold.cloud.train.command import train
 from trifold.shared.bundle.manifest import Manifest
@@ -32,6 +33,9 @@ def serve(
     listen: Annotated[str | None, CloudSettings.flag("listen")] = None,
     kv_memory: Annotated[str | None, CloudSettings.flag("kv_memory")] = None,
     streams: Annotated[int | None, CloudSettings.flag("streams")] = None,
+    engine: Annotated[str | None, CloudSettings.flag("engine")] = None,
+    device: Annotated[str | None, CloudSettings.flag("device")] = None,
+    weights: Annotated[str | None, CloudSettings.flag("weights")] = None,
     threads: Annotated[int | None, CloudSettings.flag("threads")] = None,
     inexact: Annotated[bool | None, CloudSettings.flag("inexact")] = None,
     lease: Annotated[float | None, CloudSettings.flag("lease")] = None,
@@ -53,6 +57,9 @@ def serve(
         listen=listen,
         kv_memory=kv_memory,
         streams=streams,
+        engine=engine,
+        device=device,
+        weights=weights,
         threads=threads,
         inexact=inexact,
         lease=lease,
@@ -64,11 +71,11 @@ def serve(
         metrics=metrics,
         traces=traces,
     )
-    load = partial(OnnxRuntimeEngine.load, threads=settings.threads)
+    load = loader(settings, partial(typer.echo, err=True))
     asyncio.run(_serve(settings, *load_tier(settings, "cloud", load)))
 
 
-async def _serve(settings: CloudSettings, manifest: Manifest, engine: OnnxRuntimeEngine) -> None:
+async def _serve(settings: CloudSettings, manifest: Manifest, engine: Engine[Any]) -> None:
     service = CoreService(
         engine,
         manifest,
