@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.checkpoints import save_fp8, save_random
+from tests.checkpoints import SMALL, save_fp8, save_random
 from tests.cloud.parities import FEATURES
 from trifold.cloud.core.engines.engine import Part
 from trifold.cloud.core.engines.torch.engine import TorchEngine
@@ -50,9 +50,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def cloud(family: str, name: str, folder: Path) -> TierFolder:
-    """The cloud's part of a small random model with float slices: layers 1 and 2 of four."""
+    """The cloud's part of a small random model with float slices: layers 1 and 2 of four.
+
+    Its widths are no multiples of what a processor's vectors hold.
+    """
     path = folder / family / name
-    features = dict(FEATURES[family][name])
+    odd = {"intermediate_size": 72, "moe_intermediate_size": 40}
+    features = {size: odd[size] for size in odd if size in SMALL[family]} | FEATURES[family][name]
     fp8 = features.pop("fp8", False)
     source = save_random(family, path / "checkpoint", **features)
     if fp8:
@@ -175,16 +179,15 @@ def test_values_without_end_harm_no_row_before_them_and_nobody_who_has_the_block
     rows = text(core.hidden, 0)
     wanted = alone(core, rows)
     broken = rows.copy()
-    broken[60:] = np.float32(3e38)
-    broken[100:] = np.inf
+    broken[40:] = np.inf
     tables = [core.cache(LENGTH) for _ in range(core.pool.free // 3)]
     for table in tables:
         [out] = core.run([Part(table, broken, 0)])
-        assert np.array_equal(out[:60], wanted[:60])
+        assert np.array_equal(out[:40], wanted[:40])
     for table in tables:
         core.release(table)
     for _ in tables:
-        assert np.array_equal(alone(core, rows), wanted)
+        assert np.array_equal(alone(core, rows[:40]), wanted[:40])
 
 
 def test_a_batch_filled_up_for_a_cuda_graph_gives_the_same_bits(folder: Path) -> None:
