@@ -32,6 +32,7 @@ from trifold.shared.training.slices import FloatSlice
 
 LENGTH = 150
 CASES = [(family, name) for family in FEATURES for name in FEATURES[family]]
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 FIRST = {family: next(iter(FEATURES[family])) for family in FEATURES}
 
 
@@ -66,8 +67,9 @@ def cloud(family: str, name: str, folder: Path) -> TierFolder:
 
 
 @cache
-def engine(family: str, weights: WeightFormat, folder: Path) -> TorchEngine:
-    return TorchEngine.load(cloud(family, FIRST[family], folder), weights=weights, memory=64 << 20)
+def engine(family: str, weights: WeightFormat, folder: Path, device: str = "cpu") -> TorchEngine:
+    tier = cloud(family, FIRST[family], folder)
+    return TorchEngine.load(tier, device=device, weights=weights, memory=64 << 20)
 
 
 @cache
@@ -118,13 +120,15 @@ class Session:
         return Part(self.table, self.rows[start : start + size], start)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("family", FEATURES)
 def test_a_row_has_the_same_bits_alone_and_among_fifteen_others(
-    family: str, weights: WeightFormat, folder: Path
+    family: str, weights: WeightFormat, device: str, folder: Path
 ) -> None:
     """Sixteen sessions at a time; some are given up in the middle and others admitted in their place."""
-    core, rng = engine(family, weights, folder), random.Random(0)
+    core, rng = engine(family, weights, folder, device), random.Random(0)
+    assert core.exact
     wanted = {seed: alone(core, text(core.hidden, seed)) for seed in range(24)}
     sessions = {seed: Session(core, seed) for seed in range(16)}
     compared = 0
@@ -148,12 +152,14 @@ def test_a_row_has_the_same_bits_alone_and_among_fifteen_others(
     assert core.pool.free == core.pool.count
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("family", FEATURES)
-def test_int8_weights_stay_near_the_float_model(family: str, folder: Path) -> None:
+def test_coarser_weights_stay_near_the_float_model(family: str, device: str, folder: Path) -> None:
     rows = text(engine(family, "fp32", folder).hidden, 0)
     wanted = alone(engine(family, "fp32", folder), rows)
-    for weights in ("int8", "bf16"):
-        core = engine(family, weights, folder)
+    formats: list[WeightFormat] = ["int8", "bf16"]
+    for weights in formats:
+        core = engine(family, weights, folder, device)
         # The median: rounding flips the choice of experts in some rows of a random model.
         assert 0 < np.median(errors(alone(core, rows), wanted)) < 0.05
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trifold.cloud.core.engines.torch.feedforward import gated
+from trifold.cloud.core.engines.torch.feedforward import Mixture, gated
 from trifold.cloud.core.engines.torch.matrix import Matrix
 from trifold.cloud.core.engines.torch.router import route
 from trifold.cloud.core.engines.torch.tiling import Tiling
@@ -60,3 +60,14 @@ def test_int8_weights_are_within_half_a_step_of_their_row_and_products_are_their
     assert (matrix.weight.abs().amax(-1) == 127).sum() == 599
     x, size = torch.randn(5, 900), kept.norm(dim=-1) + 1
     torch.testing.assert_close(matrix.product(x, Tiling(4)) / size, x @ kept.T / size)
+
+
+def test_experts_by_the_grouped_product_are_those_one_by_one() -> None:
+    """The form for CUDA, which torch has for CPUs too; one expert has no rows."""
+    spec = MoeFfn(experts=5, top_k=2, width=16)
+    stacks = [torch.randn(5, *shape).bfloat16() / 5 for shape in ((32, 24), (24, 16))]
+    into, out_of = (Matrix(stack, None, torch.bfloat16) for stack in stacks)
+    mixture = Mixture(spec, into, None, into, out_of, None)
+    rows, experts = torch.randn(9, 24), torch.tensor([0, 0, 0, 1, 3, 3, 3, 3, 4])
+    one_by_one = mixture._each(rows, experts, Tiling(4))
+    torch.testing.assert_close(mixture._grouped(rows, experts), one_by_one, rtol=0.02, atol=0.02)

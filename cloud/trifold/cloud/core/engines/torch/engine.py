@@ -85,6 +85,9 @@ class TorchEngine:
         if threads:
             torch.set_num_threads(threads)
         place = find(device)
+        if place.type == "cuda":
+            # Neither sums in bf16 nor products split over what they add up.
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (False, False)
         engine = cls(folder, device=place, weights=weights, memory=memory, tell=tell)
         positions = folder.manifest.serving.spec.max_positions
         for tiling in TILINGS[place.type]:
