@@ -15,13 +15,9 @@ from trifold.shared.errors import ConfigError
 from trifold.shared.settings import CloudSettings
 
 
-def silent(line: str) -> None:
-    """Hears nothing."""
-
-
 def test_without_a_word_about_it_the_engine_is_onnxruntime(bundle: Path) -> None:
     settings = CloudSettings(bundle=bundle, threads=1)
-    engine = loader(settings, silent)(TierFolder.open(bundle, "cloud"))
+    engine = loader(settings)(TierFolder.open(bundle, "cloud"), progress=lambda done, total: None)
     assert isinstance(engine, OnnxRuntimeEngine)
 
 
@@ -29,7 +25,7 @@ def test_serving_with_onnxruntime_imports_no_torch() -> None:
     script = (
         "import sys; from trifold.cloud.core import command; "
         "from trifold.cloud.core.engines.registry import loader; "
-        "from trifold.shared.settings import CloudSettings; loader(CloudSettings(bundle='b'), print); "
+        "from trifold.shared.settings import CloudSettings; loader(CloudSettings(bundle='b')); "
         "assert 'onnxruntime' in sys.modules; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -42,7 +38,7 @@ def test_an_engine_whose_package_is_missing_is_refused_with_what_to_install(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ConfigError) as refusal:
-        loader(CloudSettings(bundle=Path("b"), engine="torch"), silent)
+        loader(CloudSettings(bundle=Path("b"), engine="torch"))
     assert refusal.value.message == (
         "--engine torch needs the package torch, which is not installed: pip install 'trifold[torch]'"
     )
@@ -50,7 +46,7 @@ def test_an_engine_whose_package_is_missing_is_refused_with_what_to_install(
 
 def test_a_gpu_for_an_engine_that_takes_none_is_refused_and_not_forgotten() -> None:
     with pytest.raises(ConfigError, match="--device is cuda: give --engine torch"):
-        loader(CloudSettings(bundle=Path("b"), device="cuda"), silent)
+        loader(CloudSettings(bundle=Path("b"), device="cuda"))
 
 
 def test_an_engine_that_nobody_knows_is_refused_with_those_there_are() -> None:

@@ -282,3 +282,15 @@ def test_float_weights_with_a_flipped_bit_are_refused(place: float, tmp_path: Pa
     path.write_bytes(data)
     with pytest.raises(DamagedFile, match=r"float\.safetensors: the contents are not those"):
         TorchEngine.load(TierFolder.open(tmp_path / "bundle", "cloud"), weights="fp32")
+
+
+def test_progress_is_told_of_the_weights_checked_and_then_of_those_loaded(folder: Path) -> None:
+    told: list[tuple[int, int]] = []
+    tier = cloud("llama", "plain", folder)
+    TorchEngine.load(tier, progress=lambda done, total: told.append((done, total)))
+    size = (tier.path / "float.safetensors").stat().st_size
+    assert {total for _, total in told} == {size}
+    done = [count for count, _ in told]
+    assert done[0] == done[-1] == size
+    assert done[1:] == sorted(done[1:])
+    assert len(done) > 10

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,8 +70,7 @@ def serve(
         metrics=metrics,
         traces=traces,
     )
-    load = loader(settings, partial(typer.echo, err=True))
-    asyncio.run(_serve(settings, *load_tier(settings, "cloud", load)))
+    asyncio.run(_serve(settings, *load_tier(settings, "cloud", loader(settings))))
 
 
 async def _serve(settings: CloudSettings, manifest: Manifest, engine: Engine[Any]) -> None:

@@ -7,18 +7,14 @@ from functools import partial
 from typing import Any, Final
 
 from trifold.cloud.core.engines.engine import Engine
-from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.errors import ConfigError
+from trifold.shared.session.startup import Load
 from trifold.shared.settings import CloudSettings
 
-Load = Callable[[TierFolder], Engine[Any]]
-"""Makes the engine of a folder, proved."""
-
-Tell = Callable[[str], None]
-"""Hears how far it is."""
+Loader = Load[Engine[Any]]
 
 
-def loader(settings: CloudSettings, tell: Tell) -> Load:
+def loader(settings: CloudSettings) -> Loader:
     """What loads the engine of the settings.
 
     Raises ConfigError where a package is missing, or for a device that the engine does not compute on.
@@ -28,7 +24,7 @@ def loader(settings: CloudSettings, tell: Tell) -> Load:
             f"--engine onnxruntime computes on the CPU, --device is {settings.device}: give --engine torch"
         )
     try:
-        return _ENGINES[settings.engine](settings, tell)
+        return _ENGINES[settings.engine](settings)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package == "trifold":
@@ -39,13 +35,13 @@ def loader(settings: CloudSettings, tell: Tell) -> Load:
         ) from error
 
 
-def _onnxruntime(settings: CloudSettings, tell: Tell) -> Load:
+def _onnxruntime(settings: CloudSettings) -> Loader:
     from trifold.cloud.core.engines.onnxruntime.engine import OnnxRuntimeEngine
 
     return partial(OnnxRuntimeEngine.load, threads=settings.threads)
 
 
-def _torch(settings: CloudSettings, tell: Tell) -> Load:
+def _torch(settings: CloudSettings) -> Loader:
     from trifold.cloud.core.engines.torch.engine import TorchEngine
 
     return partial(
@@ -54,11 +50,10 @@ def _torch(settings: CloudSettings, tell: Tell) -> Load:
         weights=settings.weights,
         memory=settings.kv_memory,
         threads=settings.threads,
-        tell=tell,
     )
 
 
-_ENGINES: Final[dict[str, Callable[[CloudSettings, Tell], Load]]] = {
+_ENGINES: Final[dict[str, Callable[[CloudSettings], Loader]]] = {
     "onnxruntime": _onnxruntime,
     "torch": _torch,
 }

@@ -19,11 +19,11 @@ from trifold.cloud.core.engines.torch.builder import compute_dtype
 from trifold.cloud.core.engines.torch.graphs import Graphs
 from trifold.cloud.core.engines.torch.places import Places, Span, places
 from trifold.cloud.core.engines.torch.tiling import TILINGS, Tiling
-from trifold.cloud.core.engines.torch.weights import Tell, load_core
+from trifold.cloud.core.engines.torch.weights import load_core
 from trifold.cloud.core.kv.blocks import BLOCK, BlockPool, blocks_of
 from trifold.cloud.core.kv.table import BlockTable
 from trifold.cloud.train.accelerator import describe, find
-from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.bundle.folder import Progress, TierFolder
 from trifold.shared.bundle.manifest import Tier
 from trifold.shared.errors import Cancelled, TrifoldError
 from trifold.shared.model.heads import key_heads
@@ -43,7 +43,13 @@ class TorchEngine:
     most_rows = 512
 
     def __init__(
-        self, folder: TierFolder, *, device: torch.device, weights: WeightFormat, memory: int, tell: Tell
+        self,
+        folder: TierFolder,
+        *,
+        device: torch.device,
+        weights: WeightFormat,
+        memory: int,
+        progress: Progress,
     ) -> None:
         """Loads without proving; `load` does both."""
         serving = folder.manifest.serving
@@ -57,7 +63,7 @@ class TorchEngine:
         self._device = device
         self._heads = attention.heads
         self._groups = attention.heads // key_heads(attention)
-        self._core = load_core(folder, weights, device, tell)
+        self._core = load_core(folder, weights, device, progress)
         dtype = compute_dtype(weights, device)
         self._block_bytes = len(span) * values_of_position(attention) * BLOCK * dtype.itemsize
         self.pool = BlockPool(max(memory // self._block_bytes, _PROVING))
@@ -74,12 +80,12 @@ class TorchEngine:
         weights: WeightFormat = "bf16",
         memory: int = 0,
         threads: int = 0,
-        tell: Tell = lambda _: None,
+        progress: Progress = lambda done, total: None,
     ) -> TorchEngine:
         """The engine of a folder on `device` ("cpu", "cuda", "cuda:N"), proved.
 
         `memory` bytes are for caches, or what the self-test takes if that is more. On a CPU `threads` threads
-        work, or as many as torch thinks fit (0). `tell` hears how far loading is.
+        work, or as many as torch thinks fit (0). `progress` hears of the weights checked, and loaded.
         Raises ConfigError for a device that is not here or a bundle without float weights, DamagedFile.
         """
         if threads:
@@ -88,7 +94,7 @@ class TorchEngine:
         if place.type == "cuda":
             # Neither sums in bf16 nor products split over what they add up.
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (False, False)
-        engine = cls(folder, device=place, weights=weights, memory=memory, tell=tell)
+        engine = cls(folder, device=place, weights=weights, memory=memory, progress=progress)
         positions = folder.manifest.serving.spec.max_positions
         for tiling in TILINGS[place.type]:
             result = engine._prove(tiling, positions)
