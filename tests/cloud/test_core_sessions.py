@@ -5,6 +5,7 @@ import gc
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tests.cloud.cores import codec_of, digest_of, expected, opened, settled, so
 from tests.tiers import RunningCore, engine, running_core, shard
 from tests.wire import Peer, Talk, decoded
 from trifold.cloud.core.engines.onnxruntime.attention import Cache
+from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import (
     InvalidRequest,
     Overloaded,
@@ -21,7 +23,7 @@ from trifold.shared.errors import (
     Unavailable,
 )
 from trifold.shared.session import table as table_module
-from trifold.shared.session.table import Seat
+from trifold.shared.session.table import Seat, Session
 
 
 @pytest.fixture
@@ -286,3 +288,31 @@ async def test_a_reader_that_stalls_holds_up_nobody_else(core: RunningCore, peer
         newer = peer.call()
         await newer.open(digest_of(core), session=stalled.session, epoch=2, capacity=256)
         await newer.close()
+
+
+class Maker:
+    """Makes caches that take their time: meanwhile the session is given up."""
+
+    def __init__(self) -> None:
+        self.session: Session[Any] = Session(pb.Open(session=b"one", epoch=1, capacity=8), "", 0, 1)
+        self.made, self.released = list[object](), list[object]()
+
+    def cache(self, capacity: int) -> Any:
+        self.made.append(object())
+        self.session.give_up(self)
+        return self.made[-1]
+
+    def cache_bytes(self, capacity: int) -> int:
+        return 0
+
+    def release(self, cache: Any) -> None:
+        self.released.append(cache)
+
+
+def test_a_session_that_is_given_up_while_its_cache_is_made_leaves_none() -> None:
+    maker = Maker()
+    maker.session.hold(maker)
+    assert maker.session.cache is None
+    assert maker.released == maker.made
+    maker.session.give_up(maker)
+    assert len(maker.released) == 1

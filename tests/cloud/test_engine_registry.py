@@ -50,5 +50,14 @@ def test_a_gpu_for_an_engine_that_takes_none_is_refused_and_not_forgotten() -> N
 
 
 def test_an_engine_that_nobody_knows_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="--engine is 'vllm': it must be 'onnxruntime' or 'torch'"):
+    with pytest.raises(
+        ConfigError, match="--engine is 'vllm': it must be 'onnxruntime', 'torch' or 'tensorrt'"
+    ):
         CloudSettings.load(None, bundle="b", engine="vllm")
+
+
+def test_tensorrt_where_it_is_not_installed_is_refused_with_what_to_install(bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="pip install 'tensorrt"):
+        loader(CloudSettings(bundle=bundle, engine="tensorrt"))(
+            TierFolder.open(bundle, "cloud"), progress=lambda done, total: None
+        )

@@ -38,7 +38,7 @@ Address = Annotated[str, AfterValidator(_address)]
 TorchDevice = Annotated[str, BeforeValidator(_lower), AfterValidator(_torch_device)]
 Collector = Annotated[str, AfterValidator(_collector)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
-EngineName = Annotated[Literal["onnxruntime", "torch"], BeforeValidator(_lower)]
+EngineName = Annotated[Literal["onnxruntime", "torch", "tensorrt"], BeforeValidator(_lower)]
 WeightFormat = Annotated[Literal["bf16", "fp32", "int8"], BeforeValidator(_lower)]
 LogFormat = Annotated[Literal["console", "json"], BeforeValidator(_lower)]
 
@@ -103,7 +103,7 @@ class CloudSettings(ServiceSettings):
     section = "cloud"
 
     listen: Address = Field("127.0.0.1:50060", description="HOST:PORT to serve on; port 0 takes a free one.")
-    engine: EngineName = Field("onnxruntime", description="What computes: onnxruntime or torch.")
+    engine: EngineName = Field("onnxruntime", description="What computes: onnxruntime, torch or tensorrt.")
     device: TorchDevice = Field("cpu", description="Where torch computes: cpu, cuda or cuda:N.")
     weights: WeightFormat = Field(
         "bf16", description="What torch holds weights in: bf16, fp32 or int8 (a scale for each output)."

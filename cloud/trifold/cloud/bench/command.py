@@ -12,10 +12,11 @@ from rich.console import Console
 from trifold.cloud.bench.core import Core
 from trifold.cloud.bench.machine import Machine, matrix_rate, read_rate
 from trifold.cloud.bench.report import Report
-from trifold.cloud.core.engines.onnxruntime.engine import OnnxRuntimeEngine
+from trifold.cloud.core.engines.registry import loader
 from trifold.cloud.split.graph.quantize import Bits
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.manifest import Quantization
+from trifold.shared.settings import CloudSettings
 
 bench = typer.Typer(no_args_is_help=True)
 
@@ -36,6 +37,8 @@ def core(
     context: Annotated[int, typer.Option(min=1, help="Positions that each of them holds.")] = 256,
     prompt: Annotated[int, typer.Option(min=1, help="Rows of the prompt.")] = 512,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 is one per core.")] = 0,
+    engine: Annotated[str | None, CloudSettings.flag("engine")] = None,
+    device: Annotated[str | None, CloudSettings.flag("device")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """Time the core's engine: a row of 1 to 256 sessions at a time, and a prompt, without a network.
@@ -46,8 +49,9 @@ def core(
     folder = TierFolder.open(bundle, "cloud")
     console = Console(stderr=True)
     with console.status("loading the core …"):
-        engine = OnnxRuntimeEngine.load(folder, threads=threads)
-    timed = Core(engine, folder.manifest, context)
+        settings = CloudSettings.load(None, bundle=bundle, engine=engine, device=device, threads=threads)
+        loaded = loader(settings)(folder, progress=lambda done, total: None)
+    timed = Core(loaded, folder.manifest, context)
     with console.status("measuring the machine …"):
         cores = threads or len(os.sched_getaffinity(0))
         bits = _BITS[folder.manifest.serving.quantization]
@@ -55,5 +59,5 @@ def core(
     with console.status("timing …"):
         decode = timed.decode([count for count in SESSIONS if count <= sessions])
         prefill = timed.prefill(prompt)
-    report = Report(engine.fingerprint, context, machine, decode, prefill)
+    report = Report(loaded.fingerprint, context, machine, decode, prefill)
     typer.echo(report.json() if as_json else report.text())

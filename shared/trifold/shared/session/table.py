@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
+from threading import Lock
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
@@ -72,9 +74,27 @@ class Session(Generic[C]):
         # Counts the sessions of this process: the id is a secret and must not be logged.
         self.number = number
         self.cache: C | None = None
+        self.gone = False
+        self._giving_up = Lock()
         self.seat: Seat[C] | None = None
         self.ending = ""  # the reason that its latest stream ended for
         self.lease: asyncio.TimerHandle | None = None
+
+    def hold(self, maker: CacheMaker[C]) -> C:
+        """Its cache, made where there is none yet. On the engine: the session may be given up meanwhile."""
+        if self.cache is None:
+            made = self.cache = maker.cache(self.capacity)
+            if self.gone:
+                self.give_up(maker)
+            return made
+        return self.cache
+
+    def give_up(self, maker: CacheMaker[C]) -> None:
+        """Nothing is held for it any more."""
+        with self._giving_up:
+            self.gone, cache, self.cache = True, self.cache, None
+        if cache is not None:
+            maker.release(cache)
 
     @property
     def have(self) -> int:
@@ -101,8 +121,8 @@ class Seat(Generic[C]):
 
     async def cache(self) -> C:
         """The session's cache, when the engine has made it and done with whatever used it before."""
-        turn = await self._table.scheduler.run(self, self._make_cache)
-        return turn.value
+        hold = partial(self.session.hold, self._table.maker)
+        return (await self._table.scheduler.run(self, hold)).value
 
     def evict(self, error: TrifoldError) -> None:
         """Ends the stream with this error."""
@@ -125,11 +145,6 @@ class Seat(Generic[C]):
         hopeless = isinstance(error, Exception) and not isinstance(error, _MENDED_BY_RESUME)
         self.closed = self.closed or hopeless or self.session.have == 0
         self._table.leave(self)
-
-    def _make_cache(self) -> C:
-        if self.session.cache is None:
-            self.session.cache = self._table.maker.cache(self.session.capacity)
-        return self.session.cache
 
 
 class SessionTable(Generic[C]):
@@ -263,7 +278,5 @@ class SessionTable(Generic[C]):
     def _release(self, session: Session[C]) -> None:
         del self._sessions[session.key]
         self.reserved -= session.size
-        if session.cache is not None:
-            self.maker.release(session.cache)
-            session.cache = None
+        session.give_up(self.maker)
         log.info("session %d ends", session.number)

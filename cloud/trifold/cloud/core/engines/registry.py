@@ -53,10 +53,17 @@ def _torch(settings: CloudSettings) -> Loader:
     )
 
 
+def _tensorrt(settings: CloudSettings) -> Loader:
+    from trifold.cloud.core.engines.tensorrt.engine import TensorRtEngine
+
+    return partial(TensorRtEngine.load, memory=settings.kv_memory)
+
+
 _ENGINES: Final[dict[str, Callable[[CloudSettings], Loader]]] = {
     "onnxruntime": _onnxruntime,
     "torch": _torch,
+    "tensorrt": _tensorrt,
 }
 
-_EXTRAS: Final = {"onnxruntime": "cloud", "torch": "torch"}
+_EXTRAS: Final = {"onnxruntime": "cloud", "torch": "torch", "tensorrt": "cloud"}
 """What of trifold brings an engine's packages."""
