@@ -53,6 +53,17 @@ def test_a_tenant_with_one_session_does_not_wait_behind_one_with_many() -> None:
     assert prompts == {"many prompt 0": 100, "one prompt 0": 28}
 
 
+def test_a_tenant_with_one_prompt_has_the_next_turn_after_one_with_many() -> None:
+    first = [prompt("many", 500, number) for number in range(10)] + [prompt("one", 500)]
+    assert plan(first, BUDGET) == {"many prompt 0": BUDGET}
+    then = [*first[1:], prompt("many", 500 - BUDGET)]
+    assert plan(then, BUDGET) == {"one prompt 0": BUDGET}
+
+
+def test_no_budget_is_too_small_for_anything_at_all() -> None:
+    assert plan([Waiting("drafts", "a", FEW_ROWS)], FEW_ROWS - 1) == {"drafts": FEW_ROWS - 1}
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 600)), min_size=1, max_size=60),
     st.integers(4 * FEW_ROWS, 512),

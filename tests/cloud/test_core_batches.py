@@ -16,7 +16,7 @@ from trifold.cloud.core.engines.engine import Part
 from trifold.cloud.core.engines.onnxruntime.attention import Cache
 from trifold.cloud.core.scheduler import BUDGET
 from trifold.cloud.core.service import CoreConversation
-from trifold.shared.errors import TrifoldError
+from trifold.shared.errors import BadRows, TrifoldError
 from trifold.shared.runtime.codec import Rows
 from trifold.shared.session.frames import Steps
 
@@ -62,12 +62,12 @@ def watch(core: RunningCore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]
     watch.go.set()
 
 
-async def held_up(core: RunningCore, watch: Watch, first: Talk) -> None:
+async def held_up(core: RunningCore, watch: Watch, first: Talk, at: int = 1) -> None:
     """The engine is at the next row of `first`, and goes no further until it may."""
     begun = len(watch.batches)
     watch.go.clear()
     # Two steps: one of a session that is alone might be computed in the event loop of this test.
-    await first.send_rows(codec_of(core), some_rows(core)[1:3], 1)
+    await first.send_rows(codec_of(core), some_rows(core)[at : at + 2], at)
     await settled(lambda: len(watch.batches) > begun)
 
 
@@ -145,6 +145,26 @@ async def test_a_batch_that_fails_is_computed_apart_and_ends_the_one_who_is_to_b
     watch.go.set()
     assert np.array_equal(decoded(codec, await innocent.result()), expected(core, rows)[1:4])
     assert type(await guilty.end()) is TrifoldError
+
+
+async def test_what_follows_a_bad_frame_does_not_break_the_batch_of_others(
+    core: RunningCore, peer: Peer, watch: Watch
+) -> None:
+    codec, rows = codec_of(core), some_rows(core)
+    first, bad, *others = [await opened(core, peer, held=5) for _ in range(4)]
+    await held_up(core, watch, first, at=5)
+    size = codec.size(1, 5)
+    await bad.say(bad.step(5, 1, rows_data=b"\xff" * size, codec=codec.wire))
+    for position in range(6, 9):
+        await bad.send_rows(codec, rows[position : position + 1], position)
+    for talk in others:
+        await talk.send_rows(codec, rows[5:6], 5)
+    await waiting(core, 3)
+    watch.go.set()
+    for talk in others:
+        assert np.array_equal(decoded(codec, await talk.result()), expected(core, rows)[5:6])
+    assert type(await bad.end()) is BadRows
+    assert watch.batches[-1] == [1, 1]
 
 
 async def test_a_step_of_a_branch_that_was_given_up_is_not_in_the_batch(

@@ -44,9 +44,14 @@ def test_an_engine_whose_package_is_missing_is_refused_with_what_to_install(
     )
 
 
-def test_a_gpu_for_an_engine_that_takes_none_is_refused_and_not_forgotten() -> None:
-    with pytest.raises(ConfigError, match="--device is cuda: give --engine torch"):
-        loader(CloudSettings(bundle=Path("b"), device="cuda"))
+@pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize(("name", "value"), [("device", "cuda"), ("weights", "int8")])
+def test_what_only_torch_can_follow_is_refused_for_others_and_not_forgotten(
+    engine: str, name: str, value: str
+) -> None:
+    settings = CloudSettings.model_validate({"bundle": "b", "engine": engine, name: value})
+    with pytest.raises(ConfigError, match=f"--{name} is {value}, which only --engine torch can follow"):
+        loader(settings)
 
 
 def test_an_engine_that_nobody_knows_is_refused_with_those_there_are() -> None:

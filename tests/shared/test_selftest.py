@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -18,7 +19,8 @@ from trifold.shared.model.checkpoint import Checkpoint
 from trifold.shared.model.names import MoeNames
 from trifold.shared.model.spec import MoeFfn
 from trifold.shared.runtime import shard as shard_module
-from trifold.shared.runtime.shard import Shard
+from trifold.shared.runtime.selftest import ROWS, prove, some_rows
+from trifold.shared.runtime.shard import Rows, Shard
 
 
 def core(checkpoint: Path, out: Path) -> Shard:
@@ -86,6 +88,17 @@ def test_attention_without_a_copy_of_the_last_row_is_found_out(
     checkpoint = save_random("qwen3", tmp_path / "model", num_hidden_layers=2)
     monkeypatch.setattr(shard_module, "COPIES", 0)
     assert not core(checkpoint, tmp_path / "careless").exact
+
+
+@pytest.mark.parametrize("positions", [1, 2, 129, 130, 139, 140, 1000])
+def test_a_model_of_few_positions_is_tested_as_far_as_they_go(positions: int) -> None:
+    def run(parts: Sequence[tuple[object, Rows, int]]) -> list[Rows]:
+        assert parts
+        return [rows for _, rows, _ in parts]
+
+    rows = some_rows(8, positions)
+    assert len(rows) == min(ROWS, positions)
+    assert prove(rows, lambda capacity: None, run).exact
 
 
 def test_the_fingerprint_says_what_computes_and_what_came_out(tmp_path: Path) -> None:

@@ -141,6 +141,19 @@ async def test_an_error_in_a_turn_of_one_who_is_alone_is_an_error_like_any_other
         await scheduler.run("a", fail, small=True)
 
 
+async def test_nothing_runs_beside_a_turn_whose_line_was_forgotten(scheduler: TurnScheduler) -> None:
+    gate, done = Gate(), list[str]()
+    await scheduler.run("a", lambda: None, small=True)
+    scheduler.run("a", gate)
+    await asyncio.to_thread(gate.entered.wait)
+    scheduler.forget("a")
+    late = scheduler.run("a", lambda: done.append("late"), small=True)
+    assert done == []
+    gate.opened.set()
+    await late
+    assert done == ["late"]
+
+
 async def test_a_stopped_scheduler_drops_what_waits() -> None:
     scheduler, gate = TurnScheduler(), Gate()
     running = scheduler.run("a", gate)

@@ -129,7 +129,7 @@ def test_a_call_with_too_many_scores_is_cut_and_gives_the_same_bits(
 ) -> None:
     shard = load("deepseek_v3", "int8", folder, "cloud")
     whole = in_one_call(shard)
-    monkeypatch.setattr(shard_module, "_MOST_SCORES", 4 * 151 * 16)
+    monkeypatch.setattr(shard_module, "MOST_SCORES", 4 * 151 * 16)
     assert np.array_equal(compute(shard, [0, ROWS]), whole)
 
 
@@ -138,7 +138,7 @@ def test_a_device_with_attention_gives_the_logits_that_are_asked_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     shard = load("qwen3_moe", "int8", folder, "device")
-    monkeypatch.setattr(shard_module, "_MOST_SCORES", most * 4 * 31)
+    monkeypatch.setattr(shard_module, "MOST_SCORES", most * 4 * 31)
     rows = inputs()[:30, : shard.hidden].copy()
     everything = shard.run(shard.cache(30), rows, 0)
     assert everything.shape == (30, shard.vocab)

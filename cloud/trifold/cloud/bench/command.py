@@ -16,6 +16,7 @@ from trifold.cloud.core.engines.registry import loader
 from trifold.cloud.split.graph.quantize import Bits
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.manifest import Quantization
+from trifold.shared.errors import ConfigError
 from trifold.shared.settings import CloudSettings
 
 bench = typer.Typer(no_args_is_help=True)
@@ -39,23 +40,38 @@ def core(
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 is one per core.")] = 0,
     engine: Annotated[str | None, CloudSettings.flag("engine")] = None,
     device: Annotated[str | None, CloudSettings.flag("device")] = None,
+    weights: Annotated[str | None, CloudSettings.flag("weights")] = None,
+    kv_memory: Annotated[str | None, CloudSettings.flag("kv_memory")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """Time the core's engine: a row of 1 to 256 sessions at a time, and a prompt, without a network.
 
-    Each kind comes in turn, several times over, and the median counts. Shares are of what this machine was
-    measured to read from memory, and to compute in matrix products of the bundle's quantization.
+    Each kind comes in turn, several times over, and the median counts. For onnxruntime it tells shares, too:
+    of what this machine reads from memory, and computes in products of the bundle's quantization.
     """
     folder = TierFolder.open(bundle, "cloud")
+    positions = folder.manifest.serving.spec.max_positions
+    if max(context + 1, prompt) > positions:
+        raise ConfigError(f"the model has {positions} positions: ask for less --context or --prompt")
     console = Console(stderr=True)
     with console.status("loading the core …"):
-        settings = CloudSettings.load(None, bundle=bundle, engine=engine, device=device, threads=threads)
+        settings = CloudSettings.load(
+            None,
+            bundle=bundle,
+            engine=engine,
+            device=device,
+            weights=weights,
+            kv_memory=kv_memory,
+            threads=threads,
+        )
         loaded = loader(settings)(folder, progress=lambda done, total: None)
     timed = Core(loaded, folder.manifest, context)
-    with console.status("measuring the machine …"):
-        cores = threads or len(os.sched_getaffinity(0))
-        bits = _BITS[folder.manifest.serving.quantization]
-        machine = Machine(read_rate(cores), matrix_rate(threads, bits))
+    machine = None
+    if settings.engine == "onnxruntime":
+        with console.status("measuring the machine …"):
+            cores = threads or len(os.sched_getaffinity(0))
+            bits = _BITS[folder.manifest.serving.quantization]
+            machine = Machine(read_rate(cores), matrix_rate(threads, bits))
     with console.status("timing …"):
         decode = timed.decode([count for count in SESSIONS if count <= sessions])
         prefill = timed.prefill(prompt)

@@ -56,7 +56,7 @@ class Core:
                 times.append(self._seconds(batch))
         for cache in caches:
             self.engine.release(cache)
-        return {count: self._speed(count, 1, median(times)) for count, times in turns.items()}
+        return {count: self._speed(count, 1, self.context, median(times)) for count, times in turns.items()}
 
     def prefill(self, rows: int) -> Speed:
         """A prompt of so many rows, in batches of as many as the engine takes."""
@@ -69,7 +69,7 @@ class Core:
                 self.engine.run([Part(cache, text[start : start + self.engine.most_rows], start)])
             times.append(perf_counter() - began)
         self.engine.release(cache)
-        return self._speed(1, rows, median(times[1:]))
+        return self._speed(1, rows, 0, median(times[1:]))
 
     def _session(self) -> Any:
         cache = self.engine.cache(self.context + 1)
@@ -91,13 +91,13 @@ class Core:
             times.append(perf_counter() - began)
         return median(times)
 
-    def _speed(self, sessions: int, rows: int, seconds: float) -> Speed:
-        """Of `rows` rows of each session behind its context, or of a prompt, whose rows see half of it."""
-        seen = self.context if rows == 1 else rows / 2
+    def _speed(self, sessions: int, rows: int, held: int, seconds: float) -> Speed:
+        """Of `rows` rows of each session, behind the positions that it held; they see half of each other."""
+        seen = held + rows / 2
         read = flops = 0.0
         for layer, cost in self._layers():
             read += cost.weight_bytes - _unvisited(layer, cost, sessions * rows)
-            read += sessions * cost.kv_bytes * (self.context if rows == 1 else rows)
+            read += sessions * cost.kv_bytes * (held + rows)
             flops += sessions * rows * (cost.flops + cost.position_flops * seen)
         return Speed(sessions * rows, seconds, read, flops)
 

@@ -20,7 +20,7 @@ from trifold.cloud.split.graph.quantize import BLOCK, Bits, quantize
 from trifold.shared.runtime.engine import load
 
 _TRIES: Final = 5
-_BYTES: Final = 256 * 2**20
+_BYTES: Final = 2**30
 _SIDE: Final = 2048
 _ROWS: Final = 512
 
@@ -34,10 +34,10 @@ class Machine:
 
 
 def read_rate(threads: int) -> float:
-    """Bytes a second that so many threads read from memory at most, each its own quarter of a gigabyte."""
-    arrays = [np.ones(_BYTES // 8) for _ in range(threads)]
+    """Bytes a second that so many threads read from memory at most, of a gigabyte in all."""
+    arrays = np.split(np.ones(_BYTES // 8 // threads * threads), threads)
     with ThreadPoolExecutor(threads) as pool:
-        return threads * _BYTES / _fastest(lambda: list(pool.map(np.sum, arrays)))
+        return sum(array.nbytes for array in arrays) / _fastest(lambda: list(pool.map(np.sum, arrays)))
 
 
 def matrix_rate(threads: int, bits: Bits | None) -> float:

@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass
 from trifold.cloud.bench.core import Speed
 from trifold.cloud.bench.machine import Machine
 
-_HEADINGS = ("", "ms", "rows/s", "to one", "of prompt", "of memory", "of matrix")
+_HEADINGS = ("", "ms", "rows/s", "to one", "of prompt")
+_SHARES = ("of memory", "of matrix")
 
 
 @dataclass(frozen=True)
 class Report:
-    """`decode` is by sessions together; `context` is of each."""
+    """`decode` is by sessions together; `context` is of each; without a machine there are no shares of it."""
 
     engine: str
     context: int
-    machine: Machine
+    machine: Machine | None
     decode: Mapping[int, Speed]
     prefill: Speed
 
@@ -31,14 +32,12 @@ class Report:
         Rows a second are told as multiples of those of one session and of the prompt's; what a step reads and
         computes as shares of what the machine can.
         """
-        read, matrix = self.machine.read_rate / 1e9, self.machine.matrix_rate / 1e9
-        lines = [
-            f"{self.engine}, {self.context} positions a session;",
-            f"memory gives {read:.1f} GB/s, matrices {matrix:.0f} GFLOP/s",
-            "",
-            f"| {' | '.join(_HEADINGS)} |",
-            f"|{'---|' * len(_HEADINGS)}",
-        ]
+        headings = _HEADINGS + _SHARES * (self.machine is not None)
+        lines = [f"{self.engine}, {self.context} positions a session"]
+        if self.machine:
+            read, matrix = self.machine.read_rate / 1e9, self.machine.matrix_rate / 1e9
+            lines.append(f"memory gives {read:.1f} GB/s, matrices {matrix:.0f} GFLOP/s")
+        lines += ["", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
         return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in self._rows())])
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
@@ -50,6 +49,10 @@ class Report:
                 f"{speed.rows_per_second:.0f}",
                 f"{speed.rows_per_second / self.decode[1].rows_per_second:.2f}",
                 f"{speed.rows_per_second / self.prefill.rows_per_second:.0%}",
-                f"{speed.read_bytes / speed.seconds / self.machine.read_rate:.0%}",
-                f"{speed.flops / speed.seconds / self.machine.matrix_rate:.0%}",
+                *self._shares(speed),
             )
+
+    def _shares(self, speed: Speed) -> Iterator[str]:
+        if self.machine:
+            yield f"{speed.read_bytes / speed.seconds / self.machine.read_rate:.0%}"
+            yield f"{speed.flops / speed.seconds / self.machine.matrix_rate:.0%}"

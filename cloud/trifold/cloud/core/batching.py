@@ -44,14 +44,23 @@ def plan(waiting: Sequence[Waiting], budget: int) -> dict[Hashable, int]:
         if left:
             rows[prompt.key] = min(prompt.rows, left)
             left -= rows[prompt.key]
+    if waiting and not rows:
+        # Not even a token's drafts fit such a budget.
+        rows[waiting[0].key] = min(waiting[0].rows, budget)
     return rows
 
 
 def _by_tenant(waiting: Iterable[Waiting]) -> Iterator[Waiting]:
-    """One of each tenant, and again one of each, as long as there are any."""
+    """One of each tenant, and again one of each, as long as there are any.
+
+    Whoever had a turn just now stands at the end, so the tenant whose last session stands furthest ahead has
+    waited for the longest time.
+    """
     tenants: dict[str, deque[Waiting]] = {}
     for one in waiting:
-        tenants.setdefault(one.tenant, deque()).append(one)
+        own = tenants.pop(one.tenant, deque())
+        own.append(one)
+        tenants[one.tenant] = own
     while tenants:
         for tenant, own in [*tenants.items()]:
             yield own.popleft()

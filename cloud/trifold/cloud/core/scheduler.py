@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from time import perf_counter_ns
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 from trifold.cloud.core.batching import Waiting, plan
-from trifold.cloud.core.engines.engine import Engine, Part
+from trifold.cloud.core.engines.engine import Engine, Part, check
 from trifold.shared.runtime.shard import Rows
 from trifold.shared.session.scheduler import Job, Lines, Outcomes, TurnScheduler
 from trifold.shared.telemetry import metrics
@@ -19,12 +19,12 @@ BUDGET: Final = 128
 T = TypeVar("T")
 
 
-class RowJob(Job[T], ABC, Generic[T]):
+class RowJob(Job[T]):
     """Rows of a session that go through the engine in one batch or, if they are many, in several."""
 
     def __init__(self, key: Hashable, tenant: str, rows: int) -> None:
         """So many rows in all."""
-        super().__init__(key, self.finish, small=rows == 1)
+        super().__init__(key, small=rows == 1)
         self.tenant = tenant
         self.rows = rows
         self.had = 0
@@ -80,6 +80,8 @@ class BatchScheduler(TurnScheduler):
         for job in jobs:
             try:
                 part = job.part()
+                if part is not None:
+                    check(part, self._engine.hidden)
             except Exception as error:
                 yield job, error
                 continue

@@ -83,8 +83,9 @@ class TierFolder:
     def mapped(self, name: str, progress: Progress = lambda done, total: None) -> Iterator[memoryview]:
         """As read(), for a file that is large: its bytes stay where the system keeps those of files.
 
-        `progress` hears how many of them have been checked. Raises DamagedFile on leaving, too, when the file
-        was changed since: what has been made of it is not to be used then.
+        `progress` hears how many of them have been checked. Raises DamagedFile on leaving, too, when anything
+        of the file was changed since: what has been made of it is not to be used then. One that is cut short
+        meanwhile ends the process (SIGBUS), as it does for every mapped file.
         """
         entry = self._entry(name)
         if not entry.size:

@@ -73,7 +73,8 @@ def _run(
             for number, (start, size) in enumerate(zip(starts, chunks, strict=True))
             if size and start < len(inputs)
         }
-        for number, rows in zip(parts, run([*parts.values()]), strict=True):
+        computed = run([*parts.values()]) if parts else []
+        for number, rows in zip(parts, computed, strict=True):
             out[number].append(rows)
             starts[number] += chunks[number]
     return [np.concatenate(rows) for rows in out]

@@ -59,6 +59,8 @@ class Conversation(ABC):
                 raise InvalidRequest(f"{kind or 'nothing'} where a Step or Close is expected")
             step = request.step
             self.steps.check(step)
+            if self.seat.lost.done():
+                return  # to whoever has the session now: nothing of this stream is to be computed any more
             self.window.come()
             await self.computed.pass_on(Passage(step.header, self.submit(step), arrived_ns))
         self.computed.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -26,19 +27,22 @@ class Turn(Generic[T]):
     compute_ns: int
 
 
-class Job(Generic[T]):
+class Job(ABC, Generic[T]):
     """One piece of work in the line of `key`, and the future that waits for it in its event loop.
 
     `small` marks work that all takes about as long, such as a step of one row.
     """
 
-    def __init__(self, key: Hashable, work: Callable[[], T], *, small: bool = False) -> None:
+    def __init__(self, key: Hashable, *, small: bool = False) -> None:
         self.key = key
-        self.work = work
         self.small = small
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Turn[T]] = self.loop.create_future()
         self.asked_ns = perf_counter_ns()
+
+    @abstractmethod
+    def finish(self) -> T:
+        """The work, or what is left of it, on the engine."""
 
     def turn(self, value: T, compute_ns: int) -> Turn[T]:
         """What it comes to now, after so much of computing."""
@@ -54,6 +58,17 @@ class Job(Generic[T]):
             self.future.set_exception(outcome)
             # Retrieved here: who waited may have left, with an earlier failure, and that is no complaint.
             self.future.exception()
+
+
+class Call(Job[T]):
+    """Any function as a job."""
+
+    def __init__(self, key: Hashable, work: Callable[[], T], *, small: bool = False) -> None:
+        super().__init__(key, small=small)
+        self._work = work
+
+    def finish(self) -> T:
+        return self._work()
 
 
 Lines = Mapping[Hashable, deque[Job[Any]]]
@@ -80,12 +95,13 @@ class TurnScheduler:
 
     def run(self, key: Hashable, work: Callable[[], T], *, small: bool = False) -> asyncio.Future[Turn[T]]:
         """Puts work in the line of `key`; the future has its turn, or the exception it raised."""
-        return self.put(Job(key, work, small=small))
+        return self.put(Call(key, work, small=small))
 
     def put(self, job: Job[T]) -> asyncio.Future[Turn[T]]:
         """As run()."""
         with self._changed:
-            alone = self._latest == job.key and not self._lines
+            # The line of whoever has the turn may be forgotten already, and the engine still at it.
+            alone = self._latest == job.key and not self._lines and not self._turn
             if not (alone and job.small and self._small_ns < _BRIEF_NS):
                 self._lines.setdefault(job.key, deque()).append(job)
                 self._changed.notify()
@@ -124,7 +140,7 @@ class TurnScheduler:
         for job in jobs:
             started = perf_counter_ns()
             try:
-                value = job.work()
+                value = job.finish()
             except Exception as error:
                 yield job, error
             else:
@@ -152,9 +168,10 @@ class TurnScheduler:
             dropped = {*jobs} - {job for job, _ in outcomes} if self._stopped else ()
         # RuntimeError: the loop was closed while the engine worked, and nobody waits any more.
         with suppress(RuntimeError):
-            jobs[0].loop.call_soon_threadsafe(_settle, outcomes)
+            loop = jobs[0].loop
+            loop.call_soon_threadsafe(_settle, outcomes)
             for job in dropped:
-                job.loop.call_soon_threadsafe(job.future.cancel)
+                loop.call_soon_threadsafe(job.future.cancel)
         return True
 
     def _compute(self, jobs: Sequence[Job[Any]]) -> Outcomes:

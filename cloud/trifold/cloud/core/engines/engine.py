@@ -36,7 +36,7 @@ class Part(Generic[C_co]):
 class Engine(Protocol[C]):
     """A core, loaded and tested. `exact`: the self-test found that no row depends on its neighbours.
 
-    cache() and run() are for the engine's thread; the others any thread may call.
+    cache() and run() are called by one thread at a time, though not always the same; the others by any.
     """
 
     tier: Tier

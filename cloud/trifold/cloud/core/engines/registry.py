@@ -17,12 +17,12 @@ Loader = Load[Engine[Any]]
 def loader(settings: CloudSettings) -> Loader:
     """What loads the engine of the settings.
 
-    Raises ConfigError where a package is missing, or for a device that the engine does not compute on.
+    Raises ConfigError where a package is missing, or for a setting that the engine cannot follow.
     """
-    if settings.engine == "onnxruntime" and settings.device != "cpu":
-        raise ConfigError(
-            f"--engine onnxruntime computes on the CPU, --device is {settings.device}: give --engine torch"
-        )
+    for name in {"device", "weights"} & settings.model_fields_set if settings.engine != "torch" else ():
+        if getattr(settings, name) != CloudSettings.model_fields[name].default:
+            told = f"--{name} is {getattr(settings, name)}, which only --engine torch can follow"
+            raise ConfigError(f"{told}: give that, or leave it out")
     try:
         return _ENGINES[settings.engine](settings)
     except ModuleNotFoundError as error:
@@ -65,5 +65,5 @@ _ENGINES: Final[dict[str, Callable[[CloudSettings], Loader]]] = {
     "tensorrt": _tensorrt,
 }
 
-_EXTRAS: Final = {"onnxruntime": "cloud", "torch": "torch", "tensorrt": "cloud"}
+_EXTRAS: Final = {"onnxruntime": "cloud", "torch": "torch", "tensorrt": "tensorrt"}
 """What of trifold brings an engine's packages."""

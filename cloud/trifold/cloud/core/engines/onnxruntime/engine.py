@@ -111,6 +111,8 @@ class OnnxRuntimeEngine:
         """As Engine.run()."""
         for part in batch:
             check(part, self.hidden)
+        for part in batch:
+            part.cache.have = min(part.cache.have, part.base_pos)
         starts = [*accumulate((len(part.rows) for part in batch), initial=0)]
         flow = self._flow(starts[-1])
         np.concatenate([part.rows for part in batch], out=flow.rows("rows"))

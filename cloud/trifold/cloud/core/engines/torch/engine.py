@@ -128,6 +128,8 @@ class TorchEngine:
             check(part, self.hidden)
             if part.cache.released:
                 raise Cancelled("the session was given up")
+        for part in batch:
+            part.cache.truncate(part.base_pos)
         rows = torch.from_numpy(np.concatenate([part.rows for part in batch]))
         spans = [Span(part.cache.blocks, part.base_pos, len(part.rows)) for part in batch]
         try:
