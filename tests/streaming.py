@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from trifold.device import AsyncClient, Chunk, Sampling
+from trifold.device.client.generation import Generation
 from trifold.shared.errors import TrifoldError, Unavailable
 from trifold.shared.runtime.monolith import Monolith, Token
 
@@ -33,6 +34,18 @@ class Job:
     @classmethod
     def ask(cls, monolith: Monolith, prompt: Sequence[int], sampling: Sampling, tokens: int) -> Self:
         return cls(tuple(prompt), sampling, tuple(monolith.generate(prompt, sampling, tokens, eos=())))
+
+    def start(self, client: AsyncClient) -> Generation:
+        """The same, asked of tiers."""
+        return client.generate(
+            self.prompt,
+            max_tokens=len(self.tokens),
+            temperature=self.sampling.temperature,
+            top_k=self.sampling.top_k,
+            top_p=self.sampling.top_p,
+            seed=self.sampling.seed,
+            eos=(),
+        )
 
 
 @dataclass
@@ -167,15 +180,7 @@ class Streaming:
 
     async def _generate(self, session: Session, job: Job, chunks: list[Chunk]) -> None:
         session.left = 0
-        generation = self._client.generate(
-            job.prompt,
-            max_tokens=len(job.tokens),
-            temperature=job.sampling.temperature,
-            top_k=job.sampling.top_k,
-            top_p=job.sampling.top_p,
-            seed=job.sampling.seed,
-            eos=(),
-        )
+        generation = job.start(self._client)
         async for chunk in generation:
             if not chunks:
                 session.left = len(job.tokens)

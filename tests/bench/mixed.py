@@ -81,17 +81,8 @@ async def _stream(edge: str, bundle: Path, jobs: list[Job], count: int) -> Tally
             job = rng.choice(jobs)
             cancelled = rng.random() < CANCELLED
             length = rng.randrange(1, len(job.tokens)) if cancelled else len(job.tokens)
-            generation = client.generate(
-                job.prompt,
-                max_tokens=len(job.tokens),
-                temperature=job.sampling.temperature,
-                top_k=job.sampling.top_k,
-                top_p=job.sampling.top_p,
-                seed=job.sampling.seed,
-                eos=(),
-            )
             chunks: list[Chunk] = []
-            async with generation:
+            async with job.start(client) as generation:
                 async for chunk in generation:
                     chunks += [chunk] if chunk.token_ids else []
                     if len(chunks) == length:

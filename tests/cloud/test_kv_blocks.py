@@ -18,12 +18,6 @@ from trifold.shared.session.scheduler import TurnScheduler
 from trifold.shared.session.table import SessionTable
 
 
-def test_a_pool_has_as_many_blocks_as_its_memory_holds() -> None:
-    assert BlockPool.within(10_000, 1_000).count == 10
-    assert BlockPool.within(10_999, 1_000).free == 10
-    assert BlockPool.within(999, 1_000).free == 0
-
-
 @pytest.mark.parametrize(("positions", "blocks"), [(1, 1), (BLOCK, 1), (BLOCK + 1, 2), (10 * BLOCK, 10)])
 def test_a_session_has_the_blocks_that_its_positions_take_and_no_more(positions: int, blocks: int) -> None:
     pool = BlockPool(10)

@@ -34,11 +34,6 @@ class BlockPool:
         self._free = deque(range(NOBODYS + 1, NOBODYS + 1 + count))
         self._reserving = Lock()
 
-    @classmethod
-    def within(cls, memory: int, block_bytes: int) -> BlockPool:
-        """As many as `memory` bytes hold."""
-        return cls(memory // block_bytes)
-
     @property
     def free(self) -> int:
         return len(self._free)

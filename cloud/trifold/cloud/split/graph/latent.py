@@ -38,7 +38,7 @@ def latent(
     # One product for all that starts from x: queries, compressed or not, and the parts of the key.
     absorbed = absorbed_queries(source, names.q_b or names.q or "", names.kv_b, spec, turned)
     queries = whole(source, names.q_a) if names.q_a else absorbed
-    start = builder.linear(x, stack([queries, keys]), _bias(builder, names, queries.outputs, key_order))
+    start = builder.linear(x, stack([queries, keys]), start_bias(builder, names, queries.outputs, key_order))
     query, rotated, compressed = builder.split(start, queries.outputs, len(turned), spec.kv_rank)
     if names.q_a_norm:
         query = builder.norm(query, builder.vector(names.q_a_norm), spec.norm_eps)
@@ -55,7 +55,8 @@ def latent(
     return builder.linear(out, absorbed_output(source, names.o, names.kv_b, spec), bias)
 
 
-def _bias(builder: Builder, names: LatentNames, queries: int, key_order: Order) -> ir.Value | None:
+def start_bias(builder: Builder, names: LatentNames, queries: int, key_order: Order) -> ir.Value | None:
+    """Of the product that starts from x: its queries may have none, the parts of the key have."""
     if names.kv_a_bias is None:
         return None
     query = builder.source.vector(names.q_a_bias) if names.q_a_bias else np.zeros(queries, np.float32)

@@ -12,8 +12,9 @@ import onnx_ir as ir
 from trifold.cloud.core.engines.tensorrt.attention import Sessions, attend, by_head, kept, turned
 from trifold.cloud.core.engines.tensorrt.operators import StandardBuilder
 from trifold.cloud.split.graph.absorb import absorbed_output, absorbed_queries
-from trifold.cloud.split.graph.matrix import heads, reorder, stack, whole
-from trifold.shared.model.heads import BLANK, HeadLayout, Order
+from trifold.cloud.split.graph.latent import start_bias
+from trifold.cloud.split.graph.matrix import heads, stack, whole
+from trifold.shared.model.heads import BLANK, HeadLayout
 from trifold.shared.model.names import LatentNames
 from trifold.shared.model.spec import LatentAttention
 
@@ -40,7 +41,7 @@ def latent(
 
     absorbed = absorbed_queries(source, names.q_b or names.q or "", names.kv_b, spec, order)
     queries = whole(source, names.q_a) if names.q_a else absorbed
-    weight, bias = stack([queries, keys]), _bias(builder, names, queries.outputs, key_order)
+    weight, bias = stack([queries, keys]), start_bias(builder, names, queries.outputs, key_order)
     start = builder.full(builder.project(low, weight, bias, bound))
     query, key, compressed = builder.split(start, queries.outputs, rotated, spec.kv_rank)
     if names.q_a_norm:
@@ -62,11 +63,3 @@ def latent(
     out = builder.reshape(builder.op("Slice", out, *ends), -1, spec.heads * spec.kv_rank)
     o_bias = builder.vector(names.o_bias) if names.o_bias else None
     return builder.project(out, absorbed_output(source, names.o, names.kv_b, spec), o_bias)
-
-
-def _bias(builder: StandardBuilder, names: LatentNames, queries: int, key_order: Order) -> ir.Value | None:
-    if names.kv_a_bias is None:
-        return None
-    query = builder.source.vector(names.q_a_bias) if names.q_a_bias else np.zeros(queries, np.float32)
-    key = reorder(builder.source.vector(names.kv_a_bias), key_order)
-    return builder.tensor(np.concatenate([query, key]))
