@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
 
 from tests.cloud.cores import codec_of, expected, opened, settled, some_rows
-from tests.tiers import RunningCore, engine, running_core
+from tests.tiers import RunningCore, engine
 from tests.wire import Peer, Talk, decoded
 from trifold.cloud.core.engines.engine import Part
 from trifold.cloud.core.engines.onnxruntime.attention import Cache
@@ -22,18 +21,6 @@ from trifold.shared.session.frames import Steps
 
 LONG = 250
 CAPACITY = 256
-
-
-@pytest.fixture
-async def core(bundle: Path) -> AsyncIterator[RunningCore]:
-    async with running_core(bundle) as core:
-        yield core
-
-
-@pytest.fixture
-async def peer(core: RunningCore) -> AsyncIterator[Peer]:
-    async with Peer.at(core.address, "CoreService") as peer:
-        yield peer
 
 
 class Watch:

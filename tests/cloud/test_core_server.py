@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +19,6 @@ from trifold.shared.errors import (
     Unavailable,
 )
 from trifold.shared.session.channel import connect
-
-
-@pytest.fixture
-async def core(bundle: Path) -> AsyncIterator[RunningCore]:
-    async with running_core(bundle) as core:
-        yield core
-
-
-@pytest.fixture
-async def peer(core: RunningCore) -> AsyncIterator[Peer]:
-    async with Peer.at(core.address, "CoreService") as peer:
-        yield peer
 
 
 async def test_describe_tells_what_the_tier_is_and_how_busy(core: RunningCore, peer: Peer) -> None:

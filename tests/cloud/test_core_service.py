@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,6 @@ from trifold.shared.errors import (
 )
 from trifold.shared.runtime.codec import Rows
 from trifold.shared.session import stream as stream_module
-
-
-@pytest.fixture
-async def core(bundle: Path) -> AsyncIterator[RunningCore]:
-    async with running_core(bundle) as core:
-        yield core
-
-
-@pytest.fixture
-async def peer(core: RunningCore) -> AsyncIterator[Peer]:
-    async with Peer.at(core.address, "CoreService") as peer:
-        yield peer
 
 
 @pytest.mark.parametrize("chunks", [[LENGTH], [1] * LENGTH, [5, 1, 2, 16], [3, 20, 1]])

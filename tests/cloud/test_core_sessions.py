@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,6 @@ from trifold.shared.errors import (
 )
 from trifold.shared.session import table as table_module
 from trifold.shared.session.table import Seat, Session
-
-
-@pytest.fixture
-async def core(bundle: Path) -> AsyncIterator[RunningCore]:
-    async with running_core(bundle) as core:
-        yield core
-
-
-@pytest.fixture
-async def peer(core: RunningCore) -> AsyncIterator[Peer]:
-    async with Peer.at(core.address, "CoreService") as peer:
-        yield peer
 
 
 async def test_a_takeover_ends_the_older_stream_and_goes_on_from_what_is_held(
