@@ -49,8 +49,8 @@ class Peer:
         async with grpc.aio.insecure_channel(address, options) as channel:
             yield cls(channel, name)
 
-    def call(self) -> Talk:
-        return Talk(self._session(wait_for_ready=True))
+    def call(self, *metadata: tuple[str, str]) -> Talk:
+        return Talk(self._session(wait_for_ready=True, metadata=metadata))
 
     async def describe(self, request: bytes = b"") -> pb.DescribeResponse:
         try:

@@ -16,7 +16,7 @@ import random
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
@@ -27,13 +27,17 @@ from tests.bench.nano import split_nano
 from tests.processes import Processes
 from tests.site import Service
 from tests.wire import Peer
+from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import Overloaded, TrifoldError
+from trifold.shared.session.announcement import announcement
 
 TOKENS: Final = 32
 PROMPT: Final = (7, 8, 9, 10)
 CALLERS: Final = (4, 16, 64)
 LOADS: Final = (0.8, 1.0, 2.0, 5.0)
 TURNS: Final = 3
+DEVICES: Final = 32
+"""Connections to the edge, each of which callers share."""
 SECONDS: Final = 10.0
 WARM_UP: Final = 6.0
 """Seconds before the ones that count: by then as many answers run as ever will."""
@@ -42,12 +46,13 @@ WARM_UP: Final = 6.0
 class Answer(NamedTuple):
     """What somebody got: `first` is in seconds from asking to the first token, or to the refusal.
 
-    `ended` is a time of perf_counter().
+    `began` and `ended` are times of perf_counter().
     """
 
     tokens: int
     refused: bool
     first: float
+    began: float
     ended: float
 
 
@@ -72,7 +77,10 @@ async def _main() -> None:
 
 @dataclass(frozen=True)
 class Figures:
-    """Of SECONDS: what was given whole and what was refused, a second, and how fast, in milliseconds."""
+    """Of SECONDS: what was given whole and what was refused, a second, and how fast, in milliseconds.
+
+    An answer that began before or ended later counts by its part in them: many end at the same time.
+    """
 
     failed: int
     goodput: float
@@ -81,12 +89,19 @@ class Figures:
     refusal: tuple[float, float]
 
     @classmethod
-    def of(cls, answers: Sequence[Answer]) -> Figures:
-        given = [answer for answer in answers if answer.tokens and not answer.refused]
-        refused = [answer for answer in answers if answer.refused]
+    def of(cls, answers: Sequence[Answer], since: float) -> Figures:
+        """Of the SECONDS `since` that time."""
+        until = since + SECONDS
+        ended = [answer for answer in answers if since <= answer.ended < until]
+        given = [answer for answer in ended if answer.tokens]
+        refused = [answer for answer in ended if answer.refused]
+        tokens = 0.0
+        for answer in answers:
+            part = max(0.0, min(answer.ended, until) - max(answer.began, since))
+            tokens += answer.tokens * part / (answer.ended - answer.began)
         return cls(
-            failed=len(answers) - len(given) - len(refused),
-            goodput=sum(answer.tokens for answer in given) / SECONDS,
+            failed=len(ended) - len(given) - len(refused),
+            goodput=tokens / SECONDS,
             first=_percentiles([answer.first for answer in given]),
             refused=len(refused) / SECONDS,
             refusal=_percentiles([answer.first for answer in refused]),
@@ -97,12 +112,11 @@ async def _measure(ask: Ask) -> None:
     cells = "tokens/s | of the peak | first token p50, ms | p99 | refused/s | refusal p50, ms | p99"
     print(f"| load | {cells} | failed |")
     print("|---|---|---|---|---|---|---|---|---|")
-    alone = {callers: Figures.of(await _closed(ask, callers)).goodput for callers in CALLERS}
+    alone = {callers: (await _closed(ask, callers)).goodput for callers in CALLERS}
     callers = max(alone, key=lambda callers: alone[callers])
     rates = {load: load * alone[callers] / TOKENS for load in LOADS}
     turns = [
-        [Figures.of(await _closed(ask, callers))]
-        + [Figures.of(await _open(ask, rate)) for rate in rates.values()]
+        [await _closed(ask, callers)] + [await _open(ask, rate) for rate in rates.values()]
         for _ in range(TURNS)
     ]
     peaks = [turn[0].goodput for turn in turns]
@@ -143,18 +157,19 @@ def _percentiles(seconds: Sequence[float]) -> tuple[float, float]:
     return 1000 * p50, 1000 * p99
 
 
-async def _closed(ask: Ask, callers: int) -> list[Answer]:
+async def _closed(ask: Ask, callers: int) -> Figures:
     """So many callers, each of which asks again when it has its answer."""
     answers: list[Answer] = []
 
     async def ask_again() -> None:
-        while True:
+        while not over.is_set():
             answers.append(await ask())
 
-    return await _counted(answers, [asyncio.create_task(ask_again()) for _ in range(callers)])
+    over = asyncio.Event()
+    return await _counted(answers, over, [asyncio.create_task(ask_again()) for _ in range(callers)])
 
 
-async def _open(ask: Ask, rate: float) -> list[Answer]:
+async def _open(ask: Ask, rate: float) -> Figures:
     """Callers who come by chance, `rate` of them a second (a Poisson process)."""
     answers: list[Answer] = []
     asked: set[asyncio.Task[None]] = set()
@@ -164,27 +179,26 @@ async def _open(ask: Ask, rate: float) -> list[Answer]:
 
     async def come() -> None:
         at = time.perf_counter()
-        while True:
+        while not over.is_set():
             at += random.expovariate(rate)
             await asyncio.sleep(max(0.0, at - time.perf_counter()))
             task = asyncio.create_task(ask_once())
             asked.add(task)
             task.add_done_callback(asked.discard)
 
-    counted = await _counted(answers, [asyncio.create_task(come())])
-    if asked:
-        await asyncio.wait(asked)
-    return counted
+        await asyncio.gather(*asked)
+
+    over = asyncio.Event()
+    return await _counted(answers, over, [asyncio.create_task(come())])
 
 
-async def _counted(answers: list[Answer], running: list[asyncio.Task[None]]) -> list[Answer]:
-    """The answers that ended in the seconds that count."""
-    began = time.perf_counter() + WARM_UP
+async def _counted(answers: list[Answer], over: asyncio.Event, running: list[asyncio.Task[None]]) -> Figures:
+    """Of the seconds that count; nobody asks again when these are `over`, but all get their answers."""
+    since = time.perf_counter() + WARM_UP
     await asyncio.sleep(WARM_UP + SECONDS)
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
-    return [answer for answer in answers if began <= answer.ended < began + SECONDS]
+    over.set()
+    await asyncio.gather(*running)
+    return Figures.of(answers, since)
 
 
 async def _ask_over_http(url: str) -> Answer:
@@ -215,16 +229,18 @@ async def _ask_over_http(url: str) -> Answer:
         writer.close()
     except OSError:
         refused = False
-    return Answer(tokens if whole else 0, refused, first, time.perf_counter())
+    return Answer(tokens if whole else 0, refused, first, began, time.perf_counter())
 
 
 @asynccontextmanager
 async def _devices(tiers: Processes) -> AsyncIterator[Ask]:
-    async with Peer.at(tiers.edge, "EdgeService") as peer:
-        digest = (await peer.describe()).serving_digest
+    async with AsyncExitStack() as stack:
+        devices = [Peer.apart(tiers.edge, "EdgeService") for _ in range(DEVICES)]
+        peers = [await stack.enter_async_context(device) for device in devices]
+        digest = (await peers[0].describe()).serving_digest
 
         async def ask() -> Answer:
-            talk = peer.call()
+            talk = random.choice(peers).call(*announcement(pb.Open(epoch=1)))
             began, first, tokens, refused = time.perf_counter(), 0.0, 0, False
             try:
                 await talk.open(digest, capacity=len(PROMPT) + TOKENS)
@@ -242,6 +258,6 @@ async def _devices(tiers: Processes) -> AsyncIterator[Ask]:
                 pass
             finally:
                 await talk.drop()
-            return Answer(tokens, refused, first, time.perf_counter())
+            return Answer(tokens, refused, first, began, time.perf_counter())
 
         yield ask

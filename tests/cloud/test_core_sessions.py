@@ -23,6 +23,7 @@ from trifold.shared.errors import (
     Unavailable,
 )
 from trifold.shared.session import table as table_module
+from trifold.shared.session.announcement import announcement
 from trifold.shared.session.table import Seat, Session
 
 
@@ -146,6 +147,20 @@ async def test_so_many_sessions_run_at_a_time_and_the_next_is_told_when_to_come(
         third = await opened(core, peer)
         await second.close()
         await third.close()
+
+
+async def test_a_call_that_announces_a_new_session_is_refused_before_it_says_anything(bundle: Path) -> None:
+    new = announcement(pb.Open(epoch=1))
+    async with running_core(bundle, streams=1) as core, Peer.at(core.address, "CoreService") as peer:
+        first = peer.call(*new)
+        await first.open(digest_of(core))
+        error = await peer.call(*new).end()
+        assert isinstance(error, Overloaded)
+        assert error.retry_after
+        later = peer.call(*announcement(pb.Open(epoch=2)))  # may have been here before
+        assert (await later.open(digest_of(core), session=first.session, epoch=2)).have == 0
+        await later.close()
+        await peer.call(*new).open(digest_of(core))
 
 
 async def test_who_resumes_was_admitted_before_and_is_let_in_above_the_limit(bundle: Path) -> None:

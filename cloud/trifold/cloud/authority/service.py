@@ -18,11 +18,11 @@ from trifold.proto.v1.identity_pb2_grpc import (
     add_AuthorityServiceServicer_to_server,
     add_EnrolServiceServicer_to_server,
 )
-from trifold.shared.errors import ConfigError
 from trifold.shared.identity.gate import certificate_of
 from trifold.shared.session.channel import SERVER_OPTIONS
 from trifold.shared.session.decoding import Decoding
 from trifold.shared.session.door import Door
+from trifold.shared.session.ports import check_free
 from trifold.shared.session.status import abort, public
 
 _NAME: Final = pb.DESCRIPTOR.services_by_name["AuthorityService"].full_name
@@ -86,14 +86,13 @@ class AuthorityServer:
 
     async def start(self) -> None:
         """Raises ConfigError where it cannot listen."""
-        add_AuthorityServiceServicer_to_server(Renewing(self.authority), self._door.server)
+        for server in self._door.servers:
+            add_AuthorityServiceServicer_to_server(Renewing(self.authority), server)
         self.renewal = await self._door.open()
         port = int(self.renewal.rpartition(":")[2])
         add_EnrolServiceServicer_to_server(Enrolling(self.authority, port), self._enrolling)
-        try:
-            got = self._enrolling.add_secure_port(self.enrolment, self._credentials)
-        except RuntimeError:
-            raise ConfigError(f"cannot listen at {self.enrolment}: is another service there?") from None
+        check_free(self.enrolment)
+        got = self._enrolling.add_secure_port(self.enrolment, self._credentials)
         self.enrolment = f"{self.enrolment.rpartition(':')[0]}:{got}"
         await self._enrolling.start()
         self._looking = asyncio.create_task(self._look())

@@ -15,6 +15,7 @@ from trifold.device.client.journal import Journal
 from trifold.device.client.stream import Delivery, Stream
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import Cancelled, DeadlineExceeded, Overloaded, TrifoldError, Unavailable
+from trifold.shared.session.announcement import announcement
 from trifold.shared.telemetry.metrics import RESUMES
 from trifold.shared.telemetry.traces import Span
 
@@ -130,7 +131,9 @@ class Link:
             ),
         )
         hint = "" if self._opened else " (is `trifold edge serve` running there?)"
-        begun = self._call(wait_for_ready=self._opened, metadata=self._span.metadata)
+        begun = self._call(
+            wait_for_ready=self._opened, metadata=(*announcement(opening), *self._span.metadata)
+        )
         call = Call(begun, f"the edge at {self._edge}{hint}")
         self._stream = Stream(call, opening, every_row=self._every_row, chunk=self._chunk)
         opened = await self._stream.open(needed)

@@ -55,10 +55,10 @@ class SiteServer:
         self.url = ""
         self._door = Door(listen, _NAME, tls, insecure=insecure)
         self._health = health.HealthServicer()
-        add_GenerateServiceServicer_to_server(service, self._door.server)
-        add_HealthServicer_to_server(self._health, self._door.server)
-        names = (_NAME, HEALTH, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._door.server)
+        for server in self._door.servers:
+            add_GenerateServiceServicer_to_server(service, server)
+            add_HealthServicer_to_server(self._health, server)
+            reflection.enable_server_reflection((_NAME, HEALTH, reflection.SERVICE_NAME), server)
         self._at = http
         self._tls = tls
         self._node = way(http, tls, insecure=insecure)

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import ConfigError, DeadlineExceeded, TrifoldError, Unavailable
+from trifold.shared.session.announcement import announcement
 from trifold.shared.session.channel import Connection, way
 from trifold.shared.session.ending import Ending, nonsense
 from trifold.shared.session.status import from_rpc_error
@@ -59,7 +60,7 @@ class Core:
         """
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
         method = self._connection.channel.stream_stream(f"{_CORE}/Session")
-        call: Call = method(wait_for_ready=True, metadata=span.metadata)
+        call: Call = method(wait_for_ready=True, metadata=(*announcement(opening), *span.metadata))
         stream = CoreStream(self, call)
         try:
             await stream.open(opening)

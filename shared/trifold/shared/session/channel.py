@@ -39,8 +39,6 @@ SERVER_OPTIONS: Final[list[tuple[str, int]]] = [
     *_COMMON,
     # Half of what the other end keeps to, or its clock running a little fast would count as an attack.
     ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
-    # A second service on the same port would take half of the first one's connections.
-    ("grpc.so_reuseport", 0),
 ]
 
 CHANNEL_OPTIONS: Final[list[tuple[str, int]]] = [

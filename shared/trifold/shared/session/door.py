@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Never
+from typing import Final, Never
 
 import grpc.aio
 from prometheus_client.core import Metric
 
-from trifold.shared.errors import ConfigError
 from trifold.shared.identity.access import check_serving
 from trifold.shared.identity.gate import Gate
 from trifold.shared.identity.keeper import Keeper
 from trifold.shared.session.channel import SERVER_OPTIONS, way
 from trifold.shared.session.decoding import Decoding
+from trifold.shared.session.ports import check_free
 from trifold.shared.telemetry.metrics import CERTIFICATE_EXPIRY
+
+_SERVERS: Final = 4
+"""Of grpc.aio, each of which takes in one call after the other: a busy one would keep new ones waiting."""
 
 
 class Door:
-    """A gRPC server at HOST:PORT; port 0 takes a free one.
+    """gRPC at HOST:PORT; port 0 takes a free one. Its `servers` share the port: all are to serve the same.
 
     With `tls`, a node's folder, it speaks mutual TLS as that node, checks every call, keeps its certificate
     young, and ends the streams of callers who were revoked. It lets in the node's own tenants, or every one.
@@ -48,21 +51,26 @@ class Door:
             tenants = None if every_tenant else frozenset(self.node.identity.tenants)
             gates = [Gate(self.node.revoked, tenants)]
             self._keeper = Keeper(self.node, revoked=True, looked=gates[0].sweep)
-        self.server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[*gates, Decoding()])
+        self.servers = [
+            grpc.aio.server(options=SERVER_OPTIONS, interceptors=[*gates, Decoding()])
+            for _ in range(_SERVERS)
+        ]
 
     async def open(self) -> str:
         """Serves from now on; the HOST:PORT that it has got. Raises ConfigError where that is impossible."""
-        try:
+        # gRPC would share the port with another service, too.
+        check_free(self._listen)
+        address = self._listen
+        for server in self.servers:
             if self.node:
-                port = self.server.add_secure_port(self._listen, self.node.server_credentials())
+                port = server.add_secure_port(address, self.node.server_credentials())
             else:
-                port = self.server.add_insecure_port(self._listen)
-        except RuntimeError:
-            raise ConfigError(f"cannot listen at {self._listen}: is another service there?") from None
-        await self.server.start()
+                port = server.add_insecure_port(address)
+            address = f"{self._listen.rpartition(':')[0]}:{port}"
+        await asyncio.gather(*(server.start() for server in self.servers))
         if self.node:
             self._keeping = asyncio.create_task(self._keeper.run())
-        return f"{self._listen.rpartition(':')[0]}:{port}"
+        return address
 
     def readings(self) -> Iterator[Metric]:
         """Until when its certificate holds, if it has one."""
@@ -72,4 +80,4 @@ class Door:
     async def close(self, grace: float) -> None:
         if self._keeping:
             self._keeping.cancel()
-        await self.server.stop(grace)
+        await asyncio.gather(*(server.stop(grace) for server in self.servers))

@@ -116,7 +116,8 @@ class TierServer:
         Raises ConfigError where that is impossible.
         """
         self._door = Door(listen, self._service.name, tls, insecure=insecure)
-        self._serve_at(self._door.server)
+        for server in self._door.servers:
+            self._serve_at(server)
         self.address = await self._door.open()
         await self._announce(health_pb2.HealthCheckResponse.SERVING)
 
@@ -160,8 +161,6 @@ class TierServer:
 
     def _stream(self, request: type[Message]) -> Callable[[Any, Context], Awaitable[None]]:
         async def handle(_: AsyncIterator[bytes], context: Context) -> None:
-            # Ahead of everything that may be cut short, so that an error's status never sends them again.
-            await context.send_initial_metadata(())
             begin_request()
             await _answer(context, self._session(context, request))
 

@@ -72,6 +72,8 @@ class TierService(ABC):
 
     async def session(self, stream: Stream) -> None:
         """One stream, from Open to its end. Raises the TrifoldError that ends it."""
+        if stream.new:
+            self.table.place()
         opening = self.frames.opening(await stream.first())
         with self.table.seat(opening, stream.tenant) as seat:
             structlog.contextvars.bind_contextvars(session=seat.session.number)

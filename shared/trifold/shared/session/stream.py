@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError, Message
 
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from trifold.shared.session.announcement import announces_new
 from trifold.shared.telemetry.metrics import traffic
 from trifold.shared.telemetry.traces import Span
 
@@ -41,6 +42,7 @@ class MessageStream(Generic[Request, Response]):
         """Of a caller of `tenant`, which is empty without TLS, over `link`; `span` is that of the stream."""
         self.tenant = tenant
         self.span = span
+        self.new = announces_new(context.invocation_metadata() or ())
         self._context = context
         self._request = request
         self._traffic = traffic(link)
@@ -48,7 +50,9 @@ class MessageStream(Generic[Request, Response]):
         """Since when the caller has not taken an answer, on the clock of the event loop."""
 
     async def first(self) -> Request | None:
-        """As read(), with a deadline. Raises DeadlineExceeded."""
+        """Begins the stream, and then as read(), with a deadline. Raises DeadlineExceeded."""
+        # Ahead of everything that may be cut short, so that an error's status never sends them again.
+        await self._context.send_initial_metadata(())
         try:
             async with asyncio.timeout(OPEN_SECONDS):
                 return await self.read()

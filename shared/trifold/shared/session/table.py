@@ -190,13 +190,30 @@ class SessionTable(Generic[C]):
         Raises StaleEpoch, Overloaded, PromptTooLong, Unavailable while draining, and InvalidRequest for a
         session of another capacity.
         """
-        if self.draining:
-            raise Unavailable("the service is shutting down", retry_after=_RETRY_SECONDS)
+        self._check_open()
         session = self._sessions.get((tenant, opening.session))
         session = self._admit(opening, tenant) if session is None else self._take_over(session, opening)
         session.seat = Seat(self, session)
         self._empty.clear()
         return session.seat
+
+    def place(self) -> Seat[C] | None:
+        """Where a new session would go: in the place of an idle one, or where nobody is.
+
+        Raises Overloaded where there is no place, and Unavailable while draining.
+        """
+        self._check_open()
+        seats = [session.seat for session in self._sessions.values() if session.seat]
+        taken = [seat for seat in seats if not seat.lost.done()]
+        if len(taken) < self.streams:
+            return None
+        idlest = max(taken, key=lambda seat: seat.idle())
+        if idlest.idle() < self.lease:
+            raise Overloaded(
+                f"all {self.streams} sessions that are served at a time are running",
+                retry_after=self._turnover.seconds,
+            )
+        return idlest
 
     def leave(self, seat: Seat[C]) -> None:
         """Called by a seat that is left; does nothing for one whose session another stream has taken over."""
@@ -225,19 +242,15 @@ class SessionTable(Generic[C]):
 
     def _admit(self, opening: pb.Open, tenant: str) -> Session[C]:
         """A new session, in the place of an idle one where it needs that. Raises Overloaded."""
-        seats = [session.seat for session in self._sessions.values() if session.seat]
-        taken = [seat for seat in seats if not seat.lost.done()]
-        if opening.admitted or len(taken) < self.streams:
-            return self._reserve(opening, tenant)
-        idlest = max(taken, key=lambda seat: seat.idle())
-        if idlest.idle() < self.lease:
-            raise Overloaded(
-                f"all {self.streams} sessions that are served at a time are running",
-                retry_after=self._turnover.seconds,
-            )
+        idle = None if opening.admitted else self.place()
         session = self._reserve(opening, tenant)
-        idlest.evict(Unavailable("the session was idle, and its place was needed: resume it"))
+        if idle:
+            idle.evict(Unavailable("the session was idle, and its place was needed: resume it"))
         return session
+
+    def _check_open(self) -> None:
+        if self.draining:
+            raise Unavailable("the service is shutting down", retry_after=_RETRY_SECONDS)
 
     def _reserve(self, opening: pb.Open, tenant: str) -> Session[C]:
         size = self.maker.cache_bytes(opening.capacity)
