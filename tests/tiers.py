@@ -57,9 +57,12 @@ async def running_core(
     streams: int = 64,
     lease: float = 30.0,
     tls: Path | None = None,
+    prefix_memory: int = 0,
 ) -> AsyncIterator[RunningCore]:
     manifest = TierFolder.open(bundle, "cloud").manifest
-    service = CoreService(engine(bundle), manifest, memory=memory, streams=streams, lease=lease)
+    service = CoreService(
+        engine(bundle), manifest, memory=memory, streams=streams, lease=lease, prefix_memory=prefix_memory
+    )
     server = TierServer(service)
     await server.start(listen, tls=tls)
     try:

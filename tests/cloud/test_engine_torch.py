@@ -120,6 +120,24 @@ class Session:
         return Part(self.table, self.rows[start : start + size], start)
 
 
+@pytest.mark.parametrize("family", FEATURES)
+def test_a_block_that_was_copied_serves_another_session(family: str, folder: Path) -> None:
+    core = engine(family, "fp32", folder)
+    rows = text(core.hidden, 0)
+    wanted = alone(core, rows)
+    first, second = core.cache(LENGTH), core.cache(LENGTH)
+    core.run([Part(first, rows, 0)])
+    block = core.copy_block(first, 0)
+    core.run([Part(first, text(core.hidden, 1), 0)])
+    core.paste_block(second, 0, block)
+    [out] = core.run([Part(second, rows[BLOCK:], BLOCK)])
+    assert np.array_equal(out, wanted[BLOCK:])
+    core.release(second)
+    with pytest.raises(Cancelled):
+        core.paste_block(second, 0, block)
+    core.release(first)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("family", FEATURES)

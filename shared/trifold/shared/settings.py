@@ -108,6 +108,10 @@ class CloudSettings(ServiceSettings):
     weights: WeightFormat = Field(
         "bf16", description="What torch holds weights in: bf16, fp32 or int8 (a scale for each output)."
     )
+    prefix_memory: ByteSize = Field(
+        ByteSize(256 * 1024**2),
+        description="Memory for what sessions of a tenant that begin alike need not compute twice; 0: none.",
+    )
 
 
 class CloudTrainSettings(WatchedSettings, ProcessSettings):

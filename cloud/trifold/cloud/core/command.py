@@ -35,6 +35,7 @@ def serve(
     engine: Annotated[str | None, CloudSettings.flag("engine")] = None,
     device: Annotated[str | None, CloudSettings.flag("device")] = None,
     weights: Annotated[str | None, CloudSettings.flag("weights")] = None,
+    prefix_memory: Annotated[str | None, CloudSettings.flag("prefix_memory")] = None,
     threads: Annotated[int | None, CloudSettings.flag("threads")] = None,
     inexact: Annotated[bool | None, CloudSettings.flag("inexact")] = None,
     lease: Annotated[float | None, CloudSettings.flag("lease")] = None,
@@ -59,6 +60,7 @@ def serve(
         engine=engine,
         device=device,
         weights=weights,
+        prefix_memory=prefix_memory,
         threads=threads,
         inexact=inexact,
         lease=lease,
@@ -80,6 +82,7 @@ async def _serve(settings: CloudSettings, manifest: Manifest, engine: Engine[Any
         memory=settings.kv_memory,
         streams=settings.streams,
         lease=settings.lease,
+        prefix_memory=settings.prefix_memory,
     )
     await serve_tier(
         service,

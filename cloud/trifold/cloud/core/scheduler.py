@@ -35,7 +35,10 @@ class RowJob(Job[T]):
 
     @abstractmethod
     def part(self) -> Part[Any] | None:
-        """The rows granted; None when nobody wants them any more, and the result is None."""
+        """The rows granted, or fewer, which `granted` says then; none when the result is known without them.
+
+        None when nobody wants them any more, and the result is None.
+        """
 
     @abstractmethod
     def take(self, rows: Rows) -> None:
@@ -80,15 +83,15 @@ class BatchScheduler(TurnScheduler):
         for job in jobs:
             try:
                 part = job.part()
-                if part is not None:
+                if part is not None and job.granted:
                     check(part, self._engine.hidden)
+                    parts[job] = part
+                    continue
+                value = None if part is None else job.finish()
             except Exception as error:
                 yield job, error
                 continue
-            if part is None:
-                yield job, job.turn(None, job.computed_ns)
-            else:
-                parts[job] = part
+            yield job, job.turn(value, job.computed_ns)
         if parts:
             metrics.BATCH_ROWS.observe(sum(job.granted for job in parts))
             metrics.BATCH_SESSIONS.observe(len(parts))

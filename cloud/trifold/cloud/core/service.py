@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from trifold.cloud.core.engines.engine import Cache, Engine, Part
+from trifold.cloud.core.prefixes import Prefixes
 from trifold.cloud.core.scheduler import BatchScheduler, RowJob
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.bundle.manifest import Manifest
@@ -31,10 +32,19 @@ class CoreService(TierService):
     counted = metrics.CORE
 
     def __init__(
-        self, engine: Engine[Any], manifest: Manifest, *, memory: int, streams: int, lease: float
+        self,
+        engine: Engine[Any],
+        manifest: Manifest,
+        *,
+        memory: int,
+        streams: int,
+        lease: float,
+        prefix_memory: int = 0,
     ) -> None:
+        """As for every tier; `prefix_memory` bytes are for what sessions may have of each other."""
         scheduler = BatchScheduler(engine)
         super().__init__(engine, scheduler, manifest, memory=memory, streams=streams, lease=lease)
+        self.prefixes = Prefixes(engine, prefix_memory)
 
     async def converse(self, stream: Stream, opening: pb.Open, seat: Seat[Any]) -> None:
         cache = await seat.cache()
@@ -59,6 +69,7 @@ class CoreConversation(Conversation):
         super().__init__(stream, seat, steps)
         self.core = core
         self.cache = cache
+        self.prefix = core.prefixes.begin(stream.tenant, cache)
 
     def submit(self, step: pb.Step) -> asyncio.Future[Turn[bytes | None]]:
         return self.core.scheduler.put(CoreStep(self, step))
@@ -95,13 +106,21 @@ class CoreStep(RowJob[bytes | None]):
     def part(self) -> Part[Any] | None:
         if self._conversation.steps.stale(self._step):
             return None
+        prefix = self._conversation.prefix
         if self._rows is None:
             self._rows = self._codec.decode(self._step.rows, self.rows, self._base_pos)
+            if prefix and len(found := prefix.find(self._rows, self._base_pos)):
+                self._out.append(found)
+                self.had = len(found)
+                self.granted = min(self.granted, self.rows - self.had)
         rows = self._rows[self.had : self.had + self.granted]
         return Part(self._conversation.cache, rows, self._base_pos + self.had)
 
     def take(self, rows: Rows) -> None:
         self._out.append(rows)
+        if self._conversation.prefix and self._rows is not None:
+            given = self._rows[self.had - len(rows) : self.had]
+            self._conversation.prefix.add(given, self._base_pos + self.had - len(rows), rows)
 
     def finish(self) -> bytes:
         out = np.concatenate(self._out) if len(self._out) > 1 else self._out[0]

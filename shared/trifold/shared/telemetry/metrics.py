@@ -84,6 +84,11 @@ BATCH_SESSIONS: Final = _histogram(
     "iteration_sessions", "Sessions whose positions were computed together.", buckets=_MANY
 )
 
+PREFIX_QUERIES: Final = _counter(
+    "prefix_cache_queries", "Positions looked for among those of other sessions."
+)
+PREFIX_HITS: Final = _counter("prefix_cache_hits", "Positions taken from other sessions instead of computed.")
+
 # Of links. `direction` is up towards the cloud, or down. A step is one message each way.
 LINK_BYTES: Final = _counter("link_bytes", "Bytes of messages over a link.", "link", "direction")
 LINK_MESSAGES: Final = _counter("link_messages", "Messages over a link.", "link", "direction")
@@ -99,7 +104,7 @@ REFUSALS: Final = _counter("refusals", "Calls refused or broken off, by reason."
 LOOP_LAG: Final = _histogram("event_loop_lag_seconds", "How late the event loop does what is due.")
 
 TIER: Final = (STEP, QUEUE, COMPUTE, POSITIONS, LINK_BYTES, LINK_MESSAGES, RESUMES, REFUSALS, LOOP_LAG)
-CORE: Final = (*TIER, BATCH_ROWS, BATCH_SESSIONS)
+CORE: Final = (*TIER, BATCH_ROWS, BATCH_SESSIONS, PREFIX_QUERIES, PREFIX_HITS)
 EDGE: Final = (*TIER, ROUND_TRIP)
 TRAINING: Final = (QUEUE, COMPUTE, LINK_BYTES, LINK_MESSAGES, REFUSALS, LOOP_LAG)
 DEVICE: Final = (

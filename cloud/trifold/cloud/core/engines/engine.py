@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -63,6 +63,22 @@ class Engine(Protocol[C]):
 
         At most `most_rows` in all, no two parts of one cache; a cache forgets what it held behind base_pos.
         Raises what check() does, before anything is computed.
+        """
+        ...
+
+
+@runtime_checkable
+class Copying(Protocol):
+    """An engine that copies its caches by blocks, of BLOCK positions each; on the thread of run()."""
+
+    def copy_block(self, cache: Any, number: int) -> Any:
+        """Keys and values of the positions from `number` * BLOCK on, all of which the cache holds."""
+        ...
+
+    def paste_block(self, cache: Any, number: int, block: Any) -> None:
+        """Puts there what copy_block() gave of any cache; this one then holds all up to the block's end.
+
+        Raises Cancelled for a cache that was released.
         """
         ...
 

@@ -18,13 +18,12 @@ _ONE: Final = 1 + COPIES
 class Cache:
     """Keys and values of the positions [0, have), with room for `capacity`; of an engine, for it alone."""
 
-    def __init__(
-        self, capacity: int, past: list[tuple[ort.OrtValue, ort.OrtValue]], *rotation: ort.OrtValue
-    ) -> None:
-        """`past` has keys and values of every layer; `rotation` is cos and sin."""
+    def __init__(self, capacity: int, memory: list[tuple[Rows, Rows]], *rotation: ort.OrtValue) -> None:
+        """`memory` is of each layer's keys and values, (1, heads, slots, size); `rotation` is cos and sin."""
         self.capacity = capacity
         self.have = 0
-        self.past = past
+        self.memory = memory
+        self.past = [(value_of(keys), value_of(values)) for keys, values in memory]
         self.rotation = rotation
         self.last_position = np.zeros(1, np.int32)
         self.position_count = np.zeros((), np.int32)

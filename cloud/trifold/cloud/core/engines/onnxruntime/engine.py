@@ -15,6 +15,7 @@ from trifold.cloud.core.engines.engine import Part, check
 from trifold.cloud.core.engines.onnxruntime.attention import Attending, Cache, Call
 from trifold.cloud.core.engines.onnxruntime.cut import cut
 from trifold.cloud.core.engines.onnxruntime.flow import Flow, shapes_of
+from trifold.cloud.core.kv.blocks import BLOCK
 from trifold.shared.bundle.folder import Progress, TierFolder
 from trifold.shared.bundle.manifest import Tier
 from trifold.shared.errors import TrifoldError
@@ -101,8 +102,8 @@ class OnnxRuntimeEngine:
         """An empty cache for the positions [0, capacity)."""
         slots = self._slots(capacity)
         shapes = [(1, one.attention.key_heads, slots, one.attention.size) for one in self._attending]
-        past = [(_zeros(shape), _zeros(shape)) for shape in shapes]
-        return Cache(capacity, past, *self._tables(slots))
+        memory = [(np.zeros(shape, np.float32), np.zeros(shape, np.float32)) for shape in shapes]
+        return Cache(capacity, memory, *self._tables(slots))
 
     def release(self, cache: Cache) -> None:
         """Nothing has to be done: a cache's memory goes with it."""
@@ -132,6 +133,18 @@ class OnnxRuntimeEngine:
         out = flow.rows("rows_out")
         return [out[start:stop].copy() for start, stop in pairwise(starts)]
 
+    def copy_block(self, cache: Cache, number: int) -> list[tuple[Rows, Rows]]:
+        """As Copying.copy_block()."""
+        at = slice(number * BLOCK, (number + 1) * BLOCK)
+        return [(keys[:, :, at].copy(), values[:, :, at].copy()) for keys, values in cache.memory]
+
+    def paste_block(self, cache: Cache, number: int, block: list[tuple[Rows, Rows]]) -> None:
+        """As Copying.paste_block()."""
+        at = slice(number * BLOCK, (number + 1) * BLOCK)
+        for (keys, values), (some_keys, some_values) in zip(cache.memory, block, strict=True):
+            keys[:, :, at], values[:, :, at] = some_keys, some_values
+        cache.have = (number + 1) * BLOCK
+
     def _calls(self, part: Part[Cache], first: int) -> Iterator[Call]:
         """Of attention to the rows of a part, which begin at `first` in the batch.
 
@@ -160,7 +173,3 @@ class OnnxRuntimeEngine:
             cos, sin = rotation(self._rope, max(positions, 1024))
             self._rotation = value_of(cos), value_of(sin)
         return self._rotation
-
-
-def _zeros(shape: tuple[int, ...]) -> ort.OrtValue:
-    return value_of(np.zeros(shape, np.float32))

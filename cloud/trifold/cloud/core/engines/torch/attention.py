@@ -50,6 +50,18 @@ class Pages:
         keys = self.keys[block]
         return keys, keys[..., : self._shared] if self._values is None else self._values[block]
 
+    def copy(self, block: int) -> tuple[Tensor, ...]:
+        """What is in a block."""
+        return tuple(page[block].clone() for page in self._all)
+
+    def paste(self, block: int, copied: tuple[Tensor, ...]) -> None:
+        for page, one in zip(self._all, copied, strict=True):
+            page[block] = one
+
+    @property
+    def _all(self) -> list[Tensor]:
+        return [page for page in (self.keys, self._values) if page is not None]
+
     def write(self, places: Places, keys: Tensor, values: Tensor | None) -> None:
         """Of the rows of a batch: (rows, key heads, size).
 

@@ -126,8 +126,7 @@ class TorchEngine:
         """As Engine.run(). Raises Cancelled for a cache that was released."""
         for part in batch:
             check(part, self.hidden)
-            if part.cache.released:
-                raise Cancelled("the session was given up")
+            _check_held(part.cache)
         for part in batch:
             part.cache.truncate(part.base_pos)
         rows = torch.from_numpy(np.concatenate([part.rows for part in batch]))
@@ -140,6 +139,20 @@ class TorchEngine:
             part.cache.have = part.base_pos + len(part.rows)
         starts = accumulate((len(part.rows) for part in batch), initial=0)
         return [out[start:stop].copy() for start, stop in pairwise(starts)]
+
+    @torch.inference_mode()
+    def copy_block(self, cache: BlockTable, number: int) -> list[tuple[Tensor, ...]]:
+        """As Copying.copy_block()."""
+        _check_held(cache)
+        return [pages.copy(cache.blocks[number]) for pages in self._pages]
+
+    @torch.inference_mode()
+    def paste_block(self, cache: BlockTable, number: int, block: list[tuple[Tensor, ...]]) -> None:
+        """As Copying.paste_block()."""
+        _check_held(cache)
+        for pages, copied in zip(self._pages, block, strict=True):
+            pages.paste(cache.blocks[number], copied)
+        cache.have = (number + 1) * BLOCK
 
     def _compute(self, rows: Tensor, spans: Sequence[Span]) -> Tensor:
         if self._graphs and self._graphs.fit(spans):
@@ -179,3 +192,8 @@ class TorchEngine:
         finally:
             for made in caches:
                 self.release(made)
+
+
+def _check_held(cache: BlockTable) -> None:
+    if cache.released:
+        raise Cancelled("the session was given up")
