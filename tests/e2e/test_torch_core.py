@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
 
-import numpy as np
 import pytest
 
 from tests.processes import Processes
-from trifold.cloud.core.engines.engine import Part
+from trifold.cloud.core.engines.alone import Alone
 from trifold.cloud.core.engines.torch.engine import TorchEngine
 from trifold.cloud.split.split import split
 from trifold.device import AsyncClient, Chunk, Sampling
@@ -19,21 +20,13 @@ from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.manifest import Cuts
 from trifold.shared.model.checkpoint import Checkpoint
 from trifold.shared.runtime.monolith import Monolith
-from trifold.shared.runtime.shard import Rows, Shard
 
 PROMPT = [int(byte) for byte in b"Somewhere a core computes for all of them." * 3]
 TOKENS = 40
 
 
-class Core:
-    """The engine in the place of the cloud's shard."""
-
-    def __init__(self, bundle: Path) -> None:
-        self.engine = TorchEngine.load(TierFolder.open(bundle, "cloud"), memory=64 << 20, threads=1)
-        self.cache = self.engine.cache
-
-    def run(self, cache: Any, rows: Rows, base_pos: int) -> Rows:
-        return self.engine.run([Part(cache, np.ascontiguousarray(rows), base_pos)])[0]
+def torch_core(folder: TierFolder) -> Alone:
+    return Alone(TorchEngine.load(folder, memory=64 << 20, threads=1))
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +47,7 @@ def tiers(torch_bundle: Path) -> Iterator[Processes]:
 @pytest.fixture(scope="module")
 def monolith(torch_bundle: Path) -> Monolith:
     """The model in one process, with this core."""
-    whole = Monolith.load(torch_bundle, threads=1)
-    return Monolith(whole.manifest, whole.edge, cast(Shard, Core(torch_bundle)), whole.device)
+    return Monolith.load(torch_bundle, threads=1, core=torch_core)
 
 
 async def complete(client: AsyncClient, prompt: Sequence[int], sampling: Sampling) -> list[Chunk]:
@@ -101,3 +93,23 @@ async def test_many_sessions_at_once_get_the_tokens_that_each_gets_alone(
     for prompt, sampling, chunks in zip(prompts, samplings, results, strict=True):
         check(chunks, monolith, prompt, sampling)
     assert (description.sessions, description.kv_bytes) == (0, 0)
+
+
+def test_verify_measures_the_engine_that_would_serve(
+    torch_bundle: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Somewhere a core computes for all of them, and somebody looks whether it does so well.")
+    found = {}
+    for engine in ("onnxruntime", "torch"):
+        command = ["verify", str(torch_bundle), "--against", str(checkpoint), "--text", str(text)]
+        done = subprocess.run(
+            [sys.executable, "-m", "trifold.shared.cli.main", *command, "--engine", engine, "--json"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found[engine] = json.loads(done.stdout)
+    assert found["torch"]["tokens"] == found["onnxruntime"]["tokens"] > 10
+    assert found["torch"]["kl_weights"] != found["onnxruntime"]["kl_weights"]
+    assert found["torch"]["kl_weights"] < 0.01

@@ -16,6 +16,8 @@ from rich.progress import track
 from rich.table import Table
 from tokenizers import Tokenizer
 
+from trifold.cloud.core.engines.alone import Alone
+from trifold.cloud.core.engines.registry import loader
 from trifold.cloud.verify.fidelity import Fidelity
 from trifold.shared.bundle.adapter import adapter_digest
 from trifold.shared.bundle.factors import LoraFactors
@@ -24,6 +26,7 @@ from trifold.shared.bundle.store import BASE
 from trifold.shared.errors import ConfigError, DamagedFile, InvalidRequest
 from trifold.shared.runtime.codec import RowCodec
 from trifold.shared.runtime.monolith import Monolith
+from trifold.shared.settings import CloudSettings
 
 if TYPE_CHECKING:
     from trifold.cloud.verify.float_model import FloatModel
@@ -83,14 +86,26 @@ def verify(
     text: Annotated[
         Path | None, typer.Option(help=f"Held-out text; without it the checkpoint's own {HELD_OUT}.")
     ] = None,
+    engine: Annotated[str | None, CloudSettings.flag("engine")] = None,
+    device: Annotated[str | None, CloudSettings.flag("device")] = None,
+    weights: Annotated[str | None, CloudSettings.flag("weights")] = None,
     window: Annotated[int, typer.Option(min=2, help="Tokens that are predicted from one start.")] = 512,
     tokens: Annotated[int, typer.Option(min=0, help="Stop after so many; 0 takes the whole text.")] = 8000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
-    """Measure perplexity, KL divergence and top-1 agreement of a bundle against the float model."""
+    """Measure perplexity, KL divergence and top-1 agreement of a bundle against the float model.
+
+    The core runs on the engine that `trifold cloud serve` would serve it with.
+    """
     load_float_model = _float_model()
+    settings = CloudSettings.load(None, bundle=bundle, engine=engine, device=device, weights=weights)
+    load_engine = loader(settings)
     lora = LoraFactors.load(factors) if factors else None
-    monolith = Monolith.load(bundle, adapter=_adapter(bundle, lora) if lora else BASE)
+    monolith = Monolith.load(
+        bundle,
+        adapter=_adapter(bundle, lora) if lora else BASE,
+        core=lambda folder: Alone(load_engine(folder, progress=lambda done, total: None)),
+    )
     ids = _tokenize(bundle, text or against / HELD_OUT)[: tokens or None]
     window = min(window, monolith.edge.spec.max_positions)
     windows = list(_windows(ids, window))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +38,17 @@ def row_digest(row: Rows) -> str:
     return hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest()
 
 
+class Core(Protocol):
+    """The shard of the cloud, or what else computes its layers."""
+
+    def cache(self, capacity: int) -> Any: ...
+    def run(self, cache: Any, inputs: Rows, base_pos: int) -> Rows: ...
+
+
 class Monolith:
     """The shards of edge, cloud and device, and the codec between them."""
 
-    def __init__(self, manifest: Manifest, edge: Shard, cloud: Shard, device: Shard) -> None:
+    def __init__(self, manifest: Manifest, edge: Shard, cloud: Core, device: Shard) -> None:
         self.manifest = manifest
         self.edge = edge
         self.cloud = cloud
@@ -49,17 +56,26 @@ class Monolith:
         self.codec = RowCodec(manifest.serving.codec, edge.hidden)
 
     @classmethod
-    def load(cls, path: Path, *, adapter: str = BASE, threads: int = 0) -> Monolith:
+    def load(
+        cls,
+        path: Path,
+        *,
+        adapter: str = BASE,
+        threads: int = 0,
+        core: Callable[[TierFolder], Core] | None = None,
+    ) -> Monolith:
         """Load and prove all tiers of the bundle at `path`, in the version of digest `adapter`.
 
+        `core` loads what is to compute the cloud's layers in place of its shard.
         Raises DamagedFile, DigestMismatch.
         """
         folders = {tier: TierFolder.open(path, tier) for tier in TIERS}
         if len({folder.manifest.serving_digest for folder in folders.values()}) > 1:
             raise DigestMismatch(f"{path}: the folders of the tiers are from different bundles")
         folders |= {tier: AdapterStore(folders[tier]).open(adapter) for tier in ADAPTED}
-        shards = {tier: Shard.load(folder, threads=threads) for tier, folder in folders.items()}
-        return cls(folders["edge"].manifest, shards["edge"], shards["cloud"], shards["device"])
+        edge, device = (Shard.load(folders[tier], threads=threads) for tier in ADAPTED)
+        cloud = core(folders["cloud"]) if core else Shard.load(folders["cloud"], threads=threads)
+        return cls(folders["edge"].manifest, edge, cloud, device)
 
     def session(self, capacity: int) -> MonolithSession:
         """A new session for the positions [0, capacity)."""
