@@ -16,6 +16,7 @@ NAMES = {
     "tls": "what TLS costs a token",
     "batching": "a core that computes the rows of sessions together against one that does not",
     "mixed": "sessions among 15 others, with cancels and admissions, against the monolith: the same bits?",
+    "cores": "the core's engines on trifold-nano and on layers of two large shapes",
     "prefixes": "the first token behind a beginning that the core has computed before",
     "telemetry": "what metrics and traces cost a token",
     "speed": "the monolith against transformers and llama.cpp",

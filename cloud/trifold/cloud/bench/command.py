@@ -46,8 +46,8 @@ def core(
 ) -> None:
     """Time the core's engine: a row of 1 to 256 sessions at a time, and a prompt, without a network.
 
-    Each kind comes in turn, several times over, and the median counts. For onnxruntime it tells shares, too:
-    of what this machine reads from memory, and computes in products of the bundle's quantization.
+    Each kind comes in turn, several times over, and the median counts. For onnxruntime and torch it tells
+    shares, too: of what is read from memory here at most, and computed in products of the weights' format.
     """
     folder = TierFolder.open(bundle, "cloud")
     positions = folder.manifest.serving.spec.max_positions
@@ -65,15 +65,26 @@ def core(
             threads=threads,
         )
         loaded = loader(settings)(folder, progress=lambda done, total: None)
-    timed = Core(loaded, folder.manifest, context)
-    machine = None
-    if settings.engine == "onnxruntime":
-        with console.status("measuring the machine …"):
-            cores = threads or len(os.sched_getaffinity(0))
-            bits = _BITS[folder.manifest.serving.quantization]
-            machine = Machine(read_rate(cores), matrix_rate(threads, bits))
+    with console.status("measuring the machine …"):
+        machine, width = _machine(settings, folder.manifest.serving.quantization)
+    timed = Core(loaded, folder.manifest, width, context)
     with console.status("timing …"):
         decode = timed.decode([count for count in SESSIONS if count <= sessions])
         prefill = timed.prefill(prompt)
     report = Report(loaded.fingerprint, context, machine, decode, prefill)
     typer.echo(report.json() if as_json else report.text())
+
+
+def _machine(settings: CloudSettings, quantization: Quantization) -> tuple[Machine | None, float | None]:
+    """What it reaches with this engine, as far as that can be measured; bytes of a weight, for Core."""
+    if settings.engine == "onnxruntime":
+        cores = settings.threads or len(os.sched_getaffinity(0))
+        return Machine(read_rate(cores), matrix_rate(settings.threads, _BITS[quantization])), None
+    if settings.engine == "torch":
+        from trifold.cloud.core.engines.torch import rates
+
+        read = rates.read_rate(settings.device)
+        return Machine(read, rates.matrix_rate(settings.device, settings.weights)), rates.WIDTHS[
+            settings.weights
+        ]
+    return None, None

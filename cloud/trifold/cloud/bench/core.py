@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
 from typing import Any, Final
@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from trifold.cloud.core.engines.engine import Engine, Part
-from trifold.cloud.split.footprint import Footprint, footprint_of_layer
+from trifold.cloud.split.footprint import FLOAT, Footprint, footprint_of_layer
 from trifold.shared.bundle.manifest import Manifest
 from trifold.shared.model.spec import Layer, MoeFfn
 from trifold.shared.runtime.shard import Rows
@@ -19,6 +19,8 @@ from trifold.shared.runtime.shard import Rows
 TURNS: Final = 5
 SECONDS: Final = 0.5
 """Of steps of one kind in one turn, at least."""
+_MANY: Final = 4096
+"""Positions, beside which those that a cache is rounded up by are few."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Core:
 
     engine: Engine[Any]
     manifest: Manifest
+    width: float | None
+    """Bytes of a weight; None stands for the bundle's own quantization."""
     context: int
     """Positions that a session holds before the rows that are timed."""
 
@@ -94,17 +98,27 @@ class Core:
     def _speed(self, sessions: int, rows: int, held: int, seconds: float) -> Speed:
         """Of `rows` rows of each session, behind the positions that it held; they see half of each other."""
         seen = held + rows / 2
-        read = flops = 0.0
+        flops, read = 0.0, sessions * self._kv_bytes() * (held + rows)
         for layer, cost in self._layers():
             read += cost.weight_bytes - _unvisited(layer, cost, sessions * rows)
-            read += sessions * cost.kv_bytes * (held + rows)
             flops += sessions * rows * (cost.flops + cost.position_flops * seen)
         return Speed(sessions * rows, seconds, read, flops)
 
     def _layers(self) -> Iterator[tuple[Layer, Footprint]]:
         serving = self.manifest.serving
         for index in serving.cuts.layers("cloud", len(serving.spec.layers)):
-            yield serving.spec.layers[index], footprint_of_layer(serving.spec, index, serving.quantization)
+            quantization = serving.quantization if self.width is None else "none"
+            cost = footprint_of_layer(serving.spec, index, quantization)
+            if self.width is not None:
+                part = self.width / FLOAT
+                cost = replace(
+                    cost, weight_bytes=int(part * cost.weight_bytes), read_bytes=int(part * cost.read_bytes)
+                )
+            yield serving.spec.layers[index], cost
+
+    def _kv_bytes(self) -> float:
+        """Of a position, in the engine's own form."""
+        return self.engine.cache_bytes(_MANY) / _MANY
 
 
 def _unvisited(layer: Layer, cost: Footprint, rows: int) -> float:
