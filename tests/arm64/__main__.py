@@ -21,6 +21,7 @@ def main(arguments: list[str]) -> int:
         for machine in MACHINES:
             print(f"{machine} in {BUILD} …", flush=True)
             machine.prepare(wheel)
+            machine.core.prepare(wheel)
     except NotDebian as problem:
         print(f"make test-arm64: {problem}", file=sys.stderr)
         return 1

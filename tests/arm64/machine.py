@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +31,11 @@ class Machine:
 
     def __str__(self) -> str:
         return f"{self.cpu}, Python {self.python}"
+
+    @property
+    def core(self) -> Machine:
+        """The same one with what the cloud needs."""
+        return replace(self, lock="cloud")
 
     @property
     def root(self) -> Path:
