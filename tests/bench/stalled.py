@@ -29,8 +29,8 @@ from trifold.shared.session.channel import CHANNEL_OPTIONS
 
 CONSUMERS: Final = 100
 CAPACITY: Final = 1000
-SETTLED: Final = 0.25
-"""Seconds between looks at the memory, which has settled when it stays the same."""
+SETTLED: Final = 1.0
+"""Seconds between looks at the memory, which has settled when it stays the same: nobody gets more by then."""
 
 Consumers = Callable[[int], AbstractAsyncContextManager[None]]
 
@@ -65,12 +65,12 @@ async def _row(face: str, consumers: Consumers, tiers: Processes, service: Servi
         await _settled(pids)
     before = await _settled(pids)
     async with consumers(CONSUMERS):
-        after = await _settled(pids)
         async with (
-            AsyncClient(tiers.edge, bundle=tiers.bundle, threads=1) as client,
+            Peer.at(tiers.edge, "EdgeService") as edge,
             Peer.at(tiers.core, "CoreService") as core,
         ):
-            caches = [(await client.describe()), (await core.describe())]
+            caches = [await edge.describe(), await core.describe()]
+        after = await _settled(pids)
     grown = [(late - early) / CONSUMERS / 1024 for early, late in zip(before, after, strict=True)]
     reserved = [tier.kv_bytes / max(1, tier.sessions) / 1024 for tier in caches]
     print(f"| {face} | {' | '.join(f'{value:,.0f}' for value in [*grown, *reserved])} |", flush=True)

@@ -37,12 +37,11 @@ class Choice:
     told: list[Told] = field(default_factory=list)
 
     def add(self, piece: Piece) -> list[Told]:
-        """Adds a piece; what it tells of its token."""
+        """Adds a piece; what it tells of its token, which only whole replies keep."""
         told = [Told(piece.token_ids[0], piece.logprobs, len(self.text))] if piece.logprobs else []
         self.text += piece.text
         self.tokens += len(piece.token_ids)
         self.ending = piece.ending
-        self.told += told
         return told
 
 
@@ -69,7 +68,7 @@ class Reply(ABC):
     async def object(self, pieces: AsyncIterator[tuple[int, Piece]]) -> dict[str, Any]:
         """The reply when all pieces have come."""
         async for index, piece in pieces:
-            self._choices[index].add(piece)
+            self._choices[index].told += self._choices[index].add(piece)
         choices = [self._choice(index, choice) for index, choice in enumerate(self._choices)]
         return {**self._head, "object": self.whole, "choices": choices, "usage": self._usage()}
 
