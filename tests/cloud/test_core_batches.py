@@ -11,9 +11,9 @@ import pytest
 from tests.cloud.cores import codec_of, expected, opened, settled, some_rows
 from tests.tiers import RunningCore, engine
 from tests.wire import Peer, Talk, decoded
+from trifold.cloud.core.batching import BUDGET
 from trifold.cloud.core.engines.engine import Part
 from trifold.cloud.core.engines.onnxruntime.attention import Cache
-from trifold.cloud.core.scheduler import BUDGET
 from trifold.cloud.core.service import CoreConversation
 from trifold.shared.errors import BadRows, TrifoldError
 from trifold.shared.runtime.codec import Rows

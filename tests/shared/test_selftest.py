@@ -101,6 +101,17 @@ def test_a_model_of_few_positions_is_tested_as_far_as_they_go(positions: int) ->
     assert prove(rows, lambda capacity: None, run).exact
 
 
+@pytest.mark.parametrize("size", [8, 64, 100])
+def test_rows_that_another_size_of_batch_changes_are_found_out(size: int) -> None:
+    def run(parts: Sequence[tuple[object, Rows, int]]) -> list[Rows]:
+        last = size - 1 if len(parts) == size else None
+        return [rows + (number == last) for number, (_, rows, _) in enumerate(parts)]
+
+    rows = some_rows(8, ROWS)
+    assert prove(rows, lambda capacity: None, run).exact
+    assert not prove(rows, lambda capacity: None, run, together=100).exact
+
+
 def test_the_fingerprint_says_what_computes_and_what_came_out(tmp_path: Path) -> None:
     first, second = (
         core(

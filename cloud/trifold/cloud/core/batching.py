@@ -7,6 +7,9 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+BUDGET: Final = 128
+"""Rows of a batch: more would hold up tokens, and engines gain little by them."""
+
 FEW_ROWS: Final = 8
 """A step of so many rows is a token, perhaps with drafts; one of more is of a prompt."""
 

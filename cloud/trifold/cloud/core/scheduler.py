@@ -5,16 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from time import perf_counter_ns
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-from trifold.cloud.core.batching import Waiting, plan
+from trifold.cloud.core.batching import BUDGET, Waiting, plan
 from trifold.cloud.core.engines.engine import Engine, Part, check
 from trifold.shared.runtime.shard import Rows
 from trifold.shared.session.scheduler import Job, Lines, Outcomes, TurnScheduler
 from trifold.shared.telemetry import metrics
-
-BUDGET: Final = 128
-"""Rows of a batch: more would hold up tokens, and engines gain little by them."""
 
 T = TypeVar("T")
 

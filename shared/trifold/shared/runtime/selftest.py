@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import count, takewhile, zip_longest
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +26,10 @@ CHUNKINGS: Final = (
 """Single rows at the start, around 64 and around 128, where kernels change tiles; small and large parts."""
 
 
+_DISTINCT: Final = 32
+"""Rows that single ones in company are: each is computed alone, too."""
+
+
 @dataclass(frozen=True)
 class SelfTest:
     """`exact`: every chunking gave the bits of one call. `digest`: of those bits, 16 hex digits."""
@@ -34,14 +38,17 @@ class SelfTest:
     digest: str
 
 
-def prove(inputs: NDArray[Any], cache: Callable[[int], Any], run: Run) -> SelfTest:
+def prove(inputs: NDArray[Any], cache: Callable[[int], Any], run: Run, *, together: int = 1) -> SelfTest:
     """Compute the same rows in one call and in several, in caches of other sizes, and compare every bit.
 
-    The several are side by side, a session for each of CHUNKINGS: so `run` may compute them together.
+    The several are side by side, a session for each of CHUNKINGS: so `run` may compute them together. Where
+    that takes single rows of more sessions, these are compared up to so many `together`.
     """
     whole = _run(inputs, cache, run, [(len(inputs),)])[0]
-    exact = bool(np.isfinite(whole).all()) and all(
-        np.array_equal(out, whole) for out in _run(inputs, cache, run, CHUNKINGS)
+    exact = (
+        bool(np.isfinite(whole).all())
+        and all(np.array_equal(out, whole) for out in _run(inputs, cache, run, CHUNKINGS))
+        and _alike_in_company(inputs, cache, run, together)
     )
     return SelfTest(exact, hashlib.sha256(whole.tobytes()).hexdigest()[:16])
 
@@ -78,6 +85,19 @@ def _run(
             out[number].append(rows)
             starts[number] += chunks[number]
     return [np.concatenate(rows) for rows in out]
+
+
+def _alike_in_company(inputs: NDArray[Any], cache: Callable[[int], Any], run: Run, most: int) -> bool:
+    """Whether first rows of sessions have the same bits alone, and in batches of 2, 4, 8, … up to `most`."""
+    caches = [cache(1) for _ in range(most if most > 1 else 0)]
+    parts = [(own, inputs[[number % _DISTINCT % len(inputs)]], 0) for number, own in enumerate(caches)]
+    alone = [run([part])[0] for part in parts[:_DISTINCT]]
+    sizes = [*takewhile(lambda size: size < most, (2**power for power in count(1))), most]
+    return all(
+        np.array_equal(got, alone[number % _DISTINCT])
+        for size in sizes
+        for number, got in enumerate(run(parts[:size]) if parts else [])
+    )
 
 
 def _random(seed: int) -> np.random.Generator:

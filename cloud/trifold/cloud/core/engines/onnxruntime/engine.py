@@ -11,6 +11,7 @@ import trifold.shared.runtime.untold  # noqa: F401  # isort: skip - before onnxr
 import numpy as np
 import onnxruntime as ort
 
+from trifold.cloud.core.batching import BUDGET
 from trifold.cloud.core.engines.engine import Part, check
 from trifold.cloud.core.engines.onnxruntime.attention import Attending, Cache, Call
 from trifold.cloud.core.engines.onnxruntime.cut import cut
@@ -88,6 +89,7 @@ class OnnxRuntimeEngine:
             some_rows(engine.hidden, folder.manifest.serving.spec.max_positions),
             engine.cache,
             lambda parts: engine.run([Part(*part) for part in parts]),
+            together=BUDGET,
         )
         engine.exact = result.exact
         engine.fingerprint = fingerprint(engine.provider, result.digest)

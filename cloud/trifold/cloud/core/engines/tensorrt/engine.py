@@ -104,6 +104,7 @@ class TensorRtEngine:
             some_rows(self.hidden, self._limits.positions - _SPARE),
             cache,
             lambda parts: self.run([Part(*part) for part in parts]),
+            together=self._limits.sessions - 1 - len(CHUNKINGS),
         )
         for each in made:
             self.release(each)

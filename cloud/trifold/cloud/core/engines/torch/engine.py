@@ -6,6 +6,7 @@ It has been run on CPUs, with torch 2.13; what is for CUDA is written against to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import accumulate, pairwise
 from typing import Final
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trifold.cloud.core.batching import BUDGET
 from trifold.cloud.core.engines.engine import Part, check
 from trifold.cloud.core.engines.torch.attention import pages_of, values_of_position
 from trifold.cloud.core.engines.torch.builder import compute_dtype
@@ -32,7 +34,7 @@ from trifold.shared.runtime.selftest import CHUNKINGS, ROWS, SelfTest, prove, so
 from trifold.shared.runtime.shard import Rows
 from trifold.shared.settings import WeightFormat
 
-_PROVING: Final = (1 + len(CHUNKINGS)) * blocks_of(2 * ROWS)
+_PROVING: Final = (1 + len(CHUNKINGS)) * blocks_of(2 * ROWS) + BUDGET
 """Blocks that the self-test takes."""
 
 
@@ -155,9 +157,11 @@ class TorchEngine:
         cache.have = (number + 1) * BLOCK
 
     def _compute(self, rows: Tensor, spans: Sequence[Span]) -> Tensor:
-        if self._graphs and self._graphs.fit(spans):
-            return self._graphs.run(rows, spans)
-        return self._forward(rows.to(self._device), self._places(spans).to(self._device))
+        # Each thread begins with the first GPU, and graphs are captured on whichever is the current one.
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+            if self._graphs and self._graphs.fit(spans):
+                return self._graphs.run(rows, spans)
+            return self._forward(rows.to(self._device), self._places(spans).to(self._device))
 
     def _forward(self, rows: Tensor, at: Places) -> Tensor:
         return self._core(rows, self._pages, at, self.tiling)
@@ -188,6 +192,7 @@ class TorchEngine:
                 some_rows(self.hidden, positions),
                 cache,
                 lambda parts: self.run([Part(*part) for part in parts]),
+                together=BUDGET,
             )
         finally:
             for made in caches:
