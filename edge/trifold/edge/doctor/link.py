@@ -61,7 +61,10 @@ def examine(patient: Patient) -> Iterator[Finding]:
     # Nothing but an edge is told of a core: a node of another role was given by mistake.
     if patient.core and patient.tls and (role := Node(patient.tls).identity.role) != "edge":
         told = f"the core has sessions with edges only, and this node is a {role}"
-        yield fault(told, "for an edge enrol a node with `trifold certs token --role edge`")
+        if role == "core":
+            yield skipped(told)
+        else:
+            yield fault(told, "for an edge enrol a node with `trifold certs token --role edge`")
         return
     if patient.core is None or patient.bundle is None:
         yield skipped("a session needs --core and --bundle")

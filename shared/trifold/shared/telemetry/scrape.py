@@ -51,7 +51,8 @@ class Scrape:
         except (OSError, HTTPException, ValueError) as error:
             told = getattr(error, "strerror", None) or str(error) or type(error).__name__
             # What is no metric is told as it is, which may be a page in one line.
-            raise Unavailable(f"{address} shows no metrics: {told:.100}") from None
+            hint = ": was --metrics given there?" if isinstance(error, ConnectionRefusedError) else ""
+            raise Unavailable(f"{address} shows no metrics: {told:.100}{hint}") from None
         return cls(time.time(), metrics)
 
     def __contains__(self, name: str) -> bool:
