@@ -65,7 +65,7 @@ async def _row(face: str, consumers: Consumers, tiers: Processes, service: Servi
         await _settled(pids)
     before = await _settled(pids)
     async with consumers(CONSUMERS):
-        await asyncio.sleep(SETTLED)  # by then all have begun, and none has come to its end
+        await asyncio.sleep(SETTLED)  # until they have begun
         async with (
             Peer.at(tiers.edge, "EdgeService") as edge,
             Peer.at(tiers.core, "CoreService") as core,

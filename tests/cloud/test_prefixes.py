@@ -111,11 +111,14 @@ async def test_rows_that_were_taken_back_are_offered_to_nobody(
         assert np.array_equal((await answers(core, peer, wanted))[0], expected(core, wanted))
 
 
-async def test_without_memory_nothing_is_shared(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running_core(bundle, prefix_memory=1) as core, Peer.at(core.address, "CoreService") as peer:
-        rows = some_rows(core, 1, LENGTH)
-        for _ in range(2):
-            assert np.array_equal((await answers(core, peer, rows))[0], expected(core, rows))
+def test_without_memory_or_of_an_engine_that_is_not_exact_nothing_is_shared(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = engine(bundle)
+    assert Prefixes(own, MEMORY).begin("", own.cache(CAPACITY))
+    assert Prefixes(own, 1).begin("", own.cache(CAPACITY)) is None
+    monkeypatch.setattr(own, "exact", False)
+    assert Prefixes(own, MEMORY).begin("", own.cache(CAPACITY)) is None
 
 
 def extended(prefixes: Prefixes, rows: Rows, tenant: str = "") -> tuple[Prefix, int]:
