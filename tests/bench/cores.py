@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,13 +87,19 @@ ENGINES: Final = (("onnxruntime",), ("torch", "--weights", "bf16"))
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="trifold-bench-") as folder:
-        root = Path(folder)
+    with _folder() as root:
         _compare("trifold-nano", _split(CHECKPOINT, root / "nano"))
-        for name, config in SHAPES.items():
+    for name, config in SHAPES.items():
+        with _folder() as root:  # of 20 GB, so one after the other
             checkpoint = generate(config, root / name)
             bundle = _split(checkpoint, root / f"{name}-bundle", "--cuts", f"1/{LAYERS + 1}")
             _compare(f"{LAYERS} layers of {name}", bundle)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="trifold-bench-") as folder:
+        yield Path(folder)
 
 
 def _split(checkpoint: Path, out: Path, *options: str) -> Path:
