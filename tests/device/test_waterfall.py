@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -43,6 +44,21 @@ def test_a_waterfall_is_the_mean_of_its_traces_in_the_order_of_the_way() -> None
     times = [0.1, 0.02, 0.4, 0.14, 0.0, 0.8, 0.2]
     assert [span.milliseconds for span in waterfall.spans] == pytest.approx(times)
     assert (waterfall.spans[3].bytes_up, waterfall.spans[3].bytes_down) == (290, 280)
+
+
+def test_a_waterfall_tells_how_many_positions_were_not_computed() -> None:
+    *others, cloud = trace(1).tiers
+    with_prefix = replace(trace(1), tiers=(*others, replace(cloud, reused=128)))
+    told = [span.what for span in Waterfall.of([with_prefix]).spans]
+    assert told == [
+        "network",
+        "queue",
+        "compute, CPU",
+        "network",
+        "queue",
+        "compute, CPU, 128 reused",
+        "compute, CPU",
+    ]
 
 
 def test_the_bars_of_a_waterfall_follow_each_other_and_fill_its_width() -> None:

@@ -14,6 +14,7 @@ from tests.identities import HOST, enrolled
 from tests.tiers import running_core, running_edge
 from tests.wire import Peer
 from trifold.cloud.authority.authority import Authority
+from trifold.cloud.core.kv.blocks import BLOCK
 from trifold.device import AsyncClient, Chunk
 from trifold.shared.errors import InvalidRequest, TrifoldError
 from trifold.shared.session.server import TierServer
@@ -72,6 +73,22 @@ async def test_an_answer_is_counted_at_the_device_and_its_steps_and_bytes_in_eve
         steps_up, steps_down = sum(link.bytes_up for link in links), sum(link.bytes_down for link in links)
         assert 0 < value(metrics.LINK_BYTES, "device-edge", "up") - up - steps_up < 200
         assert 0 < value(metrics.LINK_BYTES, "device-edge", "down") - down - steps_down < 500
+
+
+async def test_positions_that_another_session_had_are_told_in_the_trace_and_not_counted(bundle: Path) -> None:
+    async with (
+        running_core(bundle, prefix_memory=64 * 1024**2) as core,
+        running_edge(bundle, core.address) as edge,
+        AsyncClient(edge.address, bundle=bundle, threads=1) as client,
+    ):
+        prompt = [3, *range(5, 25)] * 7
+        first, second = [
+            [chunk async for chunk in client.generate(prompt, max_tokens=3, eos=())] for _ in range(2)
+        ]
+        told = [[tier.reused for tier in chunk.trace.tiers] for chunk in first + second if chunk.trace]
+        assert told == [*([[0, 0, 0]] * 3), [0, 0, 2 * BLOCK], *([[0, 0, 0]] * 2)]
+        with grows(2 * len(prompt) - 2 * BLOCK, metrics.POSITIONS, "prompt"):
+            _ = [chunk async for chunk in client.generate(prompt, max_tokens=1, eos=())]
 
 
 async def test_generations_that_fail_or_are_given_up_are_counted_as_such(bundle: Path) -> None:

@@ -19,7 +19,7 @@ from trifold.shared.session.scheduler import Turn
 from trifold.shared.session.service import TierService
 from trifold.shared.session.stream import Stream
 from trifold.shared.session.table import Seat
-from trifold.shared.session.window import Passage
+from trifold.shared.session.window import Encoded, Passage
 from trifold.shared.telemetry import metrics
 
 
@@ -71,7 +71,7 @@ class CoreConversation(Conversation):
         self.cache = cache
         self.prefix = core.prefixes.begin(stream.tenant, cache)
 
-    def submit(self, step: pb.Step) -> asyncio.Future[Turn[bytes | None]]:
+    def submit(self, step: pb.Step) -> asyncio.Future[Turn[Encoded | None]]:
         return self.core.scheduler.put(CoreStep(self, step))
 
     async def pass_on(self, passage: Passage) -> None:
@@ -79,17 +79,19 @@ class CoreConversation(Conversation):
         self.window.answered()
         await self.stream.write(pb.SessionResponse(result=self._result(passage, turn)))
 
-    def _result(self, passage: Passage, turn: Turn[bytes | None]) -> pb.Result:
+    def _result(self, passage: Passage, turn: Turn[Encoded | None]) -> pb.Result:
         header = passage.header
         first = self.core.first_wanted(header)
         hop = self.hop(passage, turn, self.core.info)
         header.codec = self.core.frames.codec.wire
         header.rows = 0 if turn.value is None else header.base_pos + header.rows - first
         header.base_pos = first
-        return pb.Result(header=header, rows=turn.value or b"", stale=turn.value is None, hops=[hop])
+        return pb.Result(
+            header=header, rows=turn.value.rows if turn.value else b"", stale=turn.value is None, hops=[hop]
+        )
 
 
-class CoreStep(RowJob[bytes | None]):
+class CoreStep(RowJob[Encoded | None]):
     """A step of rows: decoded when its first batch begins, and encoded when all of them are back."""
 
     def __init__(self, conversation: CoreConversation, step: pb.Step) -> None:
@@ -102,6 +104,7 @@ class CoreStep(RowJob[bytes | None]):
         self._first = conversation.core.first_wanted(step.header)
         self._rows: Rows | None = None
         self._out: list[Rows] = []
+        self._reused = 0
 
     def part(self) -> Part[Any] | None:
         if self._conversation.steps.stale(self._step):
@@ -111,7 +114,7 @@ class CoreStep(RowJob[bytes | None]):
             self._rows = self._codec.decode(self._step.rows, self.rows, self._base_pos)
             if prefix and len(found := prefix.find(self._rows, self._base_pos)):
                 self._out.append(found)
-                self.had = len(found)
+                self.had = self._reused = len(found)
                 self.granted = min(self.granted, self.rows - self.had)
         rows = self._rows[self.had : self.had + self.granted]
         return Part(self._conversation.cache, rows, self._base_pos + self.had)
@@ -122,6 +125,6 @@ class CoreStep(RowJob[bytes | None]):
             given = self._rows[self.had - len(rows) : self.had]
             self._conversation.prefix.add(given, self._base_pos + self.had - len(rows), rows)
 
-    def finish(self) -> bytes:
+    def finish(self) -> Encoded:
         out = np.concatenate(self._out) if len(self._out) > 1 else self._out[0]
-        return self._codec.encode(out[self._first - self._base_pos :], self._first)
+        return Encoded(self._codec.encode(out[self._first - self._base_pos :], self._first), self._reused)

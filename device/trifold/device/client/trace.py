@@ -12,13 +12,17 @@ from trifold.proto.v1 import session_pb2 as pb
 
 @dataclass(frozen=True)
 class TierTime:
-    """What one tier spent on a token: waiting for its engine, computing, and altogether."""
+    """What one tier spent on a token: waiting for its engine, computing, and altogether.
+
+    `reused` positions it knew from another session, and did not compute.
+    """
 
     tier: str
     provider: str
     queue_ns: int
     compute_ns: int
     total_ns: int
+    reused: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ def trace(position: int, row_digest: str, works: Sequence[Work], *, exact: bool)
         total_ns=sum(work.done_ns - work.delivery.received_ns for work in works),
     )
     others = (
-        TierTime(hop.tier, hop.provider, hop.queue_ns, hop.compute_ns, hop.total_ns) for hop in hops[1:]
+        TierTime(hop.tier, hop.provider, hop.queue_ns, hop.compute_ns, hop.total_ns, hop.reused)
+        for hop in hops[1:]
     )
     return Trace(
         position=position,
@@ -113,6 +118,7 @@ def _sum(hops: Sequence[pb.Hop]) -> pb.Hop:
         total_ns=sum(hop.total_ns for hop in hops),
         bytes_up=sum(hop.bytes_up for hop in hops),
         bytes_down=sum(hop.bytes_down for hop in hops),
+        reused=sum(hop.reused for hop in hops),
     )
 
 

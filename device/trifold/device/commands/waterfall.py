@@ -49,7 +49,9 @@ class Waterfall:
             up, down = mean([use.bytes_up for use in link]), mean([use.bytes_down for use in link])
             spans.append(Span(link[0].link, "network", network, up, down))
             spans.append(Span(tier[0].tier, "queue", mean([t.queue_ns for t in tier]) / 1e6))
-            spans.append(Span(tier[0].tier, _compute(tier[0]), mean([t.compute_ns for t in tier]) / 1e6))
+            reused = mean([t.reused for t in tier])
+            what = _compute(tier[0]) + (f", {reused:.0f} reused" if reused else "")
+            spans.append(Span(tier[0].tier, what, mean([t.compute_ns for t in tier]) / 1e6))
         spans.append(Span("device", _compute(device[0]), mean([t.compute_ns for t in device]) / 1e6))
         return cls(count, mean([trace.total_ns for trace in traces]) / 1e6, tuple(spans))
 

@@ -19,7 +19,7 @@ from trifold.shared.session.scheduler import Turn, TurnScheduler
 from trifold.shared.session.service import TierService, info_of
 from trifold.shared.session.stream import Stream, until_first
 from trifold.shared.session.table import Seat
-from trifold.shared.session.window import Lane, Passage
+from trifold.shared.session.window import Encoded, Lane, Passage
 from trifold.shared.telemetry import metrics
 
 _ROUND_TRIP = metrics.ROUND_TRIP.labels("edge-cloud")
@@ -129,21 +129,21 @@ class EdgeConversation(Conversation):
             if not self.seat.closed:
                 raise
 
-    def submit(self, step: pb.Step) -> asyncio.Future[Turn[bytes | None]]:
+    def submit(self, step: pb.Step) -> asyncio.Future[Turn[Encoded | None]]:
         small = step.header.rows == 1
         return self._edge.scheduler.run(self.seat, partial(self._compute, step), small=small)
 
-    def _compute(self, step: pb.Step) -> bytes | None:
+    def _compute(self, step: pb.Step) -> Encoded | None:
         if self.steps.stale(step):
             return None
         base_pos = step.header.base_pos
         tokens = np.array(step.tokens.ids, np.int64)
-        return self._codec.encode(self._shard.run(self._cache, tokens, base_pos), base_pos)
+        return Encoded(self._codec.encode(self._shard.run(self._cache, tokens, base_pos), base_pos))
 
     async def pass_on(self, passage: Passage) -> None:
-        rows = (await passage.turn).value
-        if rows is not None:
-            passage.bytes_up = await self._core.send(passage.header, self._codec.wire, rows)
+        encoded = (await passage.turn).value
+        if encoded is not None:
+            passage.bytes_up = await self._core.send(passage.header, self._codec.wire, encoded.rows)
         self._sent.put(passage)
 
     async def closing(self) -> None:

@@ -325,6 +325,7 @@ class Hop(_message.Message):
     TOTAL_NS_FIELD_NUMBER: _builtins.int
     BYTES_UP_FIELD_NUMBER: _builtins.int
     BYTES_DOWN_FIELD_NUMBER: _builtins.int
+    REUSED_FIELD_NUMBER: _builtins.int
     tier: _builtins.str
     provider: _builtins.str
     queue_ns: _builtins.int
@@ -335,6 +336,8 @@ class Hop(_message.Message):
     bytes_up: _builtins.int
     """Serialized messages on the link towards the core: none for the cloud."""
     bytes_down: _builtins.int
+    reused: _builtins.int
+    """Positions of the step that were known from another session, and not computed."""
     def __init__(
         self,
         *,
@@ -345,10 +348,11 @@ class Hop(_message.Message):
         total_ns: _builtins.int = ...,
         bytes_up: _builtins.int = ...,
         bytes_down: _builtins.int = ...,
+        reused: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "compute_ns", b"compute_ns", "provider", b"provider", "queue_ns", b"queue_ns", "tier", b"tier", "total_ns", b"total_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "compute_ns", b"compute_ns", "provider", b"provider", "queue_ns", b"queue_ns", "reused", b"reused", "tier", b"tier", "total_ns", b"total_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

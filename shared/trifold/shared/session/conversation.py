@@ -13,7 +13,7 @@ from trifold.shared.session.frames import Steps
 from trifold.shared.session.scheduler import Turn
 from trifold.shared.session.stream import Stream, until_first
 from trifold.shared.session.table import Seat
-from trifold.shared.session.window import Lane, Passage, Window
+from trifold.shared.session.window import Encoded, Lane, Passage, Window
 from trifold.shared.telemetry import metrics
 
 _PROMPT: Final = metrics.Steps("prompt")
@@ -36,8 +36,8 @@ class Conversation(ABC):
         await until_first(self.take(), self.computed.run())
 
     @abstractmethod
-    def submit(self, step: pb.Step) -> asyncio.Future[Turn[bytes | None]]:
-        """To the engine: the rows for the next tier, encoded; None for a step that is stale by its turn."""
+    def submit(self, step: pb.Step) -> asyncio.Future[Turn[Encoded | None]]:
+        """To the engine: the rows for the next tier; None for a step that is stale by its turn."""
 
     @abstractmethod
     async def pass_on(self, passage: Passage) -> None:
@@ -67,20 +67,22 @@ class Conversation(ABC):
         # The caller has said all: whoever answers the last step ends the conversation.
         await asyncio.get_running_loop().create_future()
 
-    def hop(self, passage: Passage, turn: Turn[bytes | None], info: pb.TierInfo) -> pb.Hop:
+    def hop(self, passage: Passage, turn: Turn[Encoded | None], info: pb.TierInfo) -> pb.Hop:
         """What this tier, `info`, tells of a step that it is about to answer, also in metrics and trace."""
         answered_ns = perf_counter_ns()
         total_ns = answered_ns - passage.arrived_ns
         rows = passage.header.rows
+        reused = turn.value.reused if turn.value else 0
         if turn.value is not None:
             steps = _TOKEN if rows == 1 else _PROMPT
             steps.observe(turn.queue_ns, turn.compute_ns)
-            steps.note(rows, total_ns)
+            steps.note(rows - reused, total_ns)
             self.stream.span.step(
                 steps.kind,
                 passage.arrived_ns,
                 answered_ns,
                 positions=rows,
+                reused=reused,
                 queue_ns=turn.queue_ns,
                 compute_ns=turn.compute_ns,
             )
@@ -90,6 +92,7 @@ class Conversation(ABC):
             queue_ns=turn.queue_ns,
             compute_ns=turn.compute_ns,
             total_ns=total_ns,
+            reused=reused,
         )
 
     def _idle(self) -> float:

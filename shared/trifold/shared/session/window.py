@@ -5,21 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import InvalidRequest
 from trifold.shared.session.scheduler import Turn
 
 
+class Encoded(NamedTuple):
+    """The rows of a step, for the wire; so many of its positions were `reused` instead of computed."""
+
+    rows: bytes
+    reused: int = 0
+
+
 @dataclass(slots=True)
 class Passage:
     """One step on its way through a tier.
 
-    `turn` gives the encoded rows that the tier computed, or None when the step had become stale.
+    `turn` gives what the tier makes of it, or None when the step had become stale.
     """
 
     header: pb.Header
-    turn: asyncio.Future[Turn[bytes | None]]
+    turn: asyncio.Future[Turn[Encoded | None]]
     arrived_ns: int
     bytes_up: int = 0
 
