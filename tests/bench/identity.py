@@ -84,7 +84,7 @@ def main() -> None:
     wrong = 0
     for cuts, meaning in CUTS.items():
         with tempfile.TemporaryDirectory(prefix="trifold-bench-") as folder:
-            bundle = split_nano(Path(folder) / "bundle", cuts=cuts)
+            bundle = split_nano(Path(folder) / "bundle", "--cuts", cuts)
             jobs = list(_jobs(Monolith.load(bundle, threads=1)))
             tally = asyncio.run(_run(bundle, jobs, Path(folder)))
         kills = ", ".join(str(tally.kills[tier]) for tier in ("cloud", "edge", "device"))

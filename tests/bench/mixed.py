@@ -7,17 +7,22 @@ the way, and another one begins wherever one ends. Every token and the row that 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
 import tempfile
 from pathlib import Path
 from typing import Final
+from unittest.mock import patch
 
 from tests.bench.nano import held_out, split_nano, tokenizer
 from tests.processes import Processes
 from tests.streaming import Job
+from trifold.cloud.core.engines.alone import Alone
+from trifold.cloud.core.engines.registry import loader
 from trifold.device import AsyncClient, Chunk, Sampling
 from trifold.shared.runtime.monolith import Monolith
+from trifold.shared.settings import CloudSettings
 from trifold.shared.telemetry.scrape import Scrape
 
 TOKENS: Final = 20_000
@@ -29,25 +34,44 @@ CANCELLED: Final = 0.2
 """Of all generations, somewhere on the way."""
 
 
+ENGINES: Final[dict[str, dict[str, str]]] = {
+    "onnxruntime": {},
+    **{f"torch, {weights}": {"engine": "torch", "weights": weights} for weights in ("fp32", "bf16", "int8")},
+}
+"""By name, settings of the core."""
+
+
 def main(count: int = TOKENS) -> None:
-    """So many tokens at least."""
+    """So many tokens at least, on each engine."""
+    print("| engine | generations | cancelled | tokens | tokens that differ | rows that differ | batch |")
+    print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="trifold-bench-") as folder:
-        bundle = split_nano(Path(folder) / "bundle")
-        jobs = _jobs(Monolith.load(bundle, threads=1))
-        with Processes(bundle, "--threads", "1", "--metrics", "127.0.0.1:0") as tiers:
-            tally = asyncio.run(_stream(tiers.edge, bundle, jobs, count))
-            told = tiers.log("cloud").partition("metrics are at http://")[2].partition("/")[0]
-            batches = Scrape.of(told)
+        bundle = split_nano(Path(folder) / "bundle", "--train")
+        for name, settings in ENGINES.items():
+            given = {f"TRIFOLD_CLOUD_{setting.upper()}": value for setting, value in settings.items()}
+            with patch.dict(os.environ, given):
+                tally, rows, sessions = _compare(bundle, count)
+            figures = " | ".join(f"{figure:,}" for figure in tally.figures)
+            print(f"| {name} | {figures} | {rows:.1f} rows of {sessions:.1f} sessions |", flush=True)
+            if tally.tokens_changed or tally.rows_changed:
+                sys.exit("company changes what a session gets")
+
+
+def _compare(bundle: Path, count: int) -> tuple[Tally, float, float]:
+    """The tally of the engine in the environment, and how many rows and sessions a batch had in the mean."""
+    settings = CloudSettings.load(None, bundle=bundle, threads=1)
+    # The shard is nobody's core but in a monolith, so there it is the one to compare with.
+    core = None if settings.engine == "onnxruntime" else Alone.loader(loader(settings))
+    jobs = _jobs(Monolith.load(bundle, threads=1, core=core))
+    with Processes(bundle, "--threads", "1", "--metrics", "127.0.0.1:0") as tiers:
+        tally = asyncio.run(_stream(tiers.edge, bundle, jobs, count))
+        told = tiers.log("cloud").partition("metrics are at http://")[2].partition("/")[0]
+        batches = Scrape.of(told)
     rows, sessions = (
         batches.value(f"trifold_iteration_{what}_sum") / batches.value(f"trifold_iteration_{what}_count")
         for what in ("tokens", "sessions")
     )
-    print("| generations | cancelled | tokens compared | tokens that differ | rows that differ |")
-    print("|---|---|---|---|---|")
-    print(f"| {' | '.join(f'{figure:,}' for figure in tally.figures)} |")
-    print(f"\nIn a batch of the core were {rows:.1f} rows of {sessions:.1f} sessions.")
-    if tally.tokens_changed or tally.rows_changed:
-        sys.exit("company changes what a session gets")
+    return tally, rows, sessions
 
 
 class Tally:

@@ -21,8 +21,8 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
 
 
-def split_nano(out: Path, *, cuts: str = "") -> Path:
-    """Split it with `trifold split`, at the default cuts or at others; the folder of the bundle."""
+def split_nano(out: Path, *options: str) -> Path:
+    """Split it with `trifold split`; the folder of the bundle."""
     command = [sys.executable, "-m", "trifold.shared.cli.main", "split", str(CHECKPOINT), "--out", str(out)]
-    subprocess.run([*command, *(["--cuts", cuts] if cuts else [])], check=True, capture_output=True)
+    subprocess.run([*command, *options], check=True, capture_output=True)
     return out

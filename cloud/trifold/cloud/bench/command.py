@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -65,26 +66,32 @@ def core(
             threads=threads,
         )
         loaded = loader(settings)(folder, progress=lambda done, total: None)
+    measure, width = _measure(settings, folder.manifest.serving.quantization)
     with console.status("measuring the machine …"):
-        machine, width = _machine(settings, folder.manifest.serving.quantization)
+        before = measure()
     timed = Core(loaded, folder.manifest, width, context)
     with console.status("timing …"):
         decode = timed.decode([count for count in SESSIONS if count <= sessions])
         prefill = timed.prefill(prompt)
+    with console.status("measuring the machine again …"):
+        machine = before and before.best(measure())
     report = Report(loaded.fingerprint, context, machine, decode, prefill)
     typer.echo(report.json() if as_json else report.text())
 
 
-def _machine(settings: CloudSettings, quantization: Quantization) -> tuple[Machine | None, float | None]:
-    """What it reaches with this engine, as far as that can be measured; bytes of a weight, for Core."""
+def _measure(
+    settings: CloudSettings, quantization: Quantization
+) -> tuple[Callable[[], Machine | None], float | None]:
+    """What measures the machine with this engine, where that can be done; bytes of a weight, for Core."""
     if settings.engine == "onnxruntime":
         cores = settings.threads or len(os.sched_getaffinity(0))
-        return Machine(read_rate(cores), matrix_rate(settings.threads, _BITS[quantization])), None
+        bits = _BITS[quantization]
+        return lambda: Machine(read_rate(cores), matrix_rate(settings.threads, bits)), None
     if settings.engine == "torch":
         from trifold.cloud.core.engines.torch import rates
 
-        read = rates.read_rate(settings.device)
-        return Machine(read, rates.matrix_rate(settings.device, settings.weights)), rates.WIDTHS[
-            settings.weights
+        device, weights = settings.device, settings.weights
+        return lambda: Machine(rates.read_rate(device), rates.matrix_rate(device, weights)), rates.WIDTHS[
+            weights
         ]
-    return None, None
+    return lambda: None, None

@@ -99,12 +99,12 @@ def verify(
     """
     load_float_model = _float_model()
     settings = CloudSettings.load(None, bundle=bundle, engine=engine, device=device, weights=weights)
-    load_engine = loader(settings)
+    core = Alone.loader(loader(settings))
     lora = LoraFactors.load(factors) if factors else None
     monolith = Monolith.load(
         bundle,
         adapter=_adapter(bundle, lora) if lora else BASE,
-        core=lambda folder: Alone(load_engine(folder, progress=lambda done, total: None)),
+        core=core,
     )
     ids = _tokenize(bundle, text or against / HELD_OUT)[: tokens or None]
     window = min(window, monolith.edge.spec.max_positions)

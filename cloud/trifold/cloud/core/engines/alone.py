@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from trifold.cloud.core.engines.engine import Engine, Part
+from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.runtime.shard import Rows
+from trifold.shared.session.startup import Load
 
 
 class Alone:
@@ -16,6 +19,11 @@ class Alone:
     def __init__(self, engine: Engine[Any]) -> None:
         self._engine = engine
         self._cache: Any = None
+
+    @classmethod
+    def loader(cls, load: Load[Engine[Any]]) -> Callable[[TierFolder], Alone]:
+        """What loads an engine in this form; nobody is told how far it is."""
+        return lambda folder: cls(load(folder, progress=lambda done, total: None))
 
     def cache(self, capacity: int) -> Any:
         """An empty cache for the positions [0, capacity)."""

@@ -12,7 +12,7 @@ from trifold.cloud.core.engines.torch.builder import compute_dtype
 from trifold.cloud.train.accelerator import find
 from trifold.shared.settings import WeightFormat
 
-_TRIES: Final = 5
+_TRIES: Final = 20
 _BYTES: Final = 2**30
 _SIDE: Final = {"cpu": 2048, "cuda": 8192}
 
