@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -111,3 +112,23 @@ def test_what_cannot_be_is_refused_and_nothing_is_computed(folder: Path) -> None
         with pytest.raises(error, match=words):
             core.run([Part(fine, rows[:5], 0), part])
         assert fine.have == 0
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_loading_tells_how_far_it_is_and_leaves_the_environment_as_it_was(
+    before: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ORT_GQA_DISABLE_FLASH_ATTENTION", raising=False)
+    if before:
+        monkeypatch.setenv("ORT_GQA_DISABLE_FLASH_ATTENTION", before)
+    cloud = TierFolder.open(bundle_of("qwen3_moe", "int8", folder), "cloud")
+    told: list[tuple[int, int]] = []
+    environment = dict(os.environ)
+    OnnxRuntimeEngine(cloud, threads=1, progress=lambda done, total: told.append((done, total)))
+    assert os.environ == environment
+    size = cloud.files["weights.bin"].size
+    assert {total for _, total in told} == {size}
+    (checked, _), *loaded = told
+    assert [checked, loaded[-1][0]] == [size, size]
+    assert [*loaded] == sorted(set(loaded))
+    assert len(loaded) > 2

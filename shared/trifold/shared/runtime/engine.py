@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from threading import Lock
 from typing import Final
 
@@ -19,8 +17,38 @@ PROVIDER: Final = "CPUExecutionProvider"
 
 WEIGHTS: Final = "weights.bin"
 
-_NO_TILES: Final = "ORT_GQA_DISABLE_FLASH_ATTENTION"
-_environment = Lock()
+
+class _AttentionWithoutTiles:
+    """Attention over all keys at once: tiles would be as large as the L2 cache allows, and so would sums.
+
+    ONNX Runtime has an environment variable for this and nothing else, and looks there while it loads;
+    threads may load at the same time.
+    """
+
+    _NAME: Final = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._loads = 0
+        self._before: str | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._loads:
+                self._before = os.environ.get(self._NAME)
+                os.environ[self._NAME] = "1"
+            self._loads += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._loads -= 1
+            if not self._loads:
+                del os.environ[self._NAME]
+                if self._before is not None:
+                    os.environ[self._NAME] = self._before
+
+
+_attention_without_tiles = _AttentionWithoutTiles()
 
 
 def load(
@@ -43,7 +71,7 @@ def load(
     if weights:
         options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
     try:
-        with _attention_without_tiles():
+        with _attention_without_tiles:
             return ort.InferenceSession(model, options, providers=list(dict.fromkeys((provider, PROVIDER))))
     except Exception as error:
         raise DamagedFile(f"model.onnx cannot be loaded by onnxruntime {ort.__version__}: {error}") from error
@@ -55,20 +83,3 @@ def placement(session: ort.InferenceSession) -> dict[str, int]:
     for part in session.get_provider_graph_assignment_info():
         placed[part.ep_name] += len(part.get_nodes())
     return dict(placed)
-
-
-@contextmanager
-def _attention_without_tiles() -> Iterator[None]:
-    """Attention over all keys at once: tiles would be as large as the L2 cache allows, and so would sums.
-
-    ONNX Runtime has an environment variable for this and nothing else, and looks there while it loads.
-    """
-    with _environment:
-        before = os.environ.get(_NO_TILES)
-        os.environ[_NO_TILES] = "1"
-        try:
-            yield
-        finally:
-            del os.environ[_NO_TILES]
-            if before is not None:
-                os.environ[_NO_TILES] = before

@@ -49,7 +49,7 @@ def load_tier(settings: ServiceSettings, tier: Tier, load: Load[P_co]) -> tuple[
     _tell(f"loading the {tier} shard of {settings.bundle} ({size / 1e6:.0f} MB) and testing its numerics …")
     began = perf_counter()
     with _bar() as bar:
-        task = bar.add_task("checked", total=None)
+        task = bar.add_task("weights", total=None)
         shard = load(folder, progress=lambda done, total: bar.update(task, completed=done, total=total))
     if not shard.exact and not settings.inexact:
         raise NotExact(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, pairwise
 from math import prod
+from typing import Final
 
 import trifold.shared.runtime.untold  # noqa: F401  # isort: skip - before onnxruntime
 
@@ -34,6 +37,9 @@ from trifold.shared.runtime.shard import (
     value_of,
 )
 
+_LOADED_AT_ONCE: Final = min(4, len(os.sched_getaffinity(0)))
+"""Graphs, as ONNX Runtime packs the weights of each on one thread."""
+
 
 class OnnxRuntimeEngine:
     """The shard of the cloud. A row gets the bits that trifold.shared.runtime.shard would give it."""
@@ -47,7 +53,7 @@ class OnnxRuntimeEngine:
     ) -> None:
         """On `threads` threads, or on one for each physical core (0).
 
-        `progress` hears of the weights checked. Raises DamagedFile.
+        `progress` hears of the weights checked, and then of those loaded. Raises DamagedFile.
         """
         spec = folder.manifest.serving.spec
         self.hidden = spec.hidden
@@ -55,9 +61,13 @@ class OnnxRuntimeEngine:
         self.exact = False
         self._rope = spec.rope
         betweens, attentions = cut(folder.read(MODEL))
-        # Graph by graph: of no more than one of them are weights in memory twice, as read and as packed.
-        with folder.mapped(WEIGHTS, progress) as weights:
-            self._graphs = [(load(between.model, weights, threads=threads), between) for between in betweens]
+        # Of no more graphs at a time are weights in memory twice, as read and as packed.
+        with folder.mapped(WEIGHTS, progress) as weights, ThreadPoolExecutor(_LOADED_AT_ONCE) as loading:
+            sessions = loading.map(lambda one: load(one.model, weights, threads=threads), betweens)
+            self._graphs = []
+            for session, between in zip(sessions, betweens, strict=True):
+                self._graphs.append((session, between))
+                progress(len(weights) * len(self._graphs) // len(betweens), len(weights))
         wide = any(attention.size > WIDE_HEAD for attention in attentions)
         self._fewest_positions = WIDE_POSITIONS if wide else 0
         self._query_heads = max(attention.query_heads for attention in attentions)
