@@ -61,7 +61,7 @@ async def test_a_machine_alone_is_examined_offline_without_anything_of_other_tie
     start = f"import sys; sys.modules.update(dict.fromkeys({lacking})); from {MAIN[-1]} import main; main()"
     result = await doctor(command=[sys.executable, "-c", start], TMPDIR=str(tmp_path))
     assert result.code == 0
-    for check in ("bundle", "numerics", "certificate", "authority", "clock", "core", "link"):
+    for check in ("bundle", "numerics", "engines", "certificate", "authority", "clock", "core", "link"):
         assert result.verdicts(check) == {"skipped"}
     assert "a small graph: 2 nodes on CPU" in result.of("providers")[-1].detail
     # Neither the trials of the disk nor ONNX Runtime's telemetry, which is off, leave anything behind.

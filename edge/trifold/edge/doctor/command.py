@@ -16,6 +16,7 @@ from trifold.edge.doctor.check import Check
 from trifold.edge.doctor.clock import CLOCK
 from trifold.edge.doctor.core import CORE
 from trifold.edge.doctor.disk import DISK
+from trifold.edge.doctor.engines import ENGINES
 from trifold.edge.doctor.finding import skipped
 from trifold.edge.doctor.jetson import JETSON
 from trifold.edge.doctor.link import LINK
@@ -29,7 +30,7 @@ from trifold.edge.doctor.versions import VERSIONS
 
 CHECKS: Final[tuple[Check, ...]] = (
     *(VERSIONS, PROCESSOR, MEMORY, DISK, JETSON, PROVIDERS),
-    *(BUNDLE, NUMERICS),
+    *(BUNDLE, NUMERICS, ENGINES),
     *(CERTIFICATE, AUTHORITY, CLOCK, CORE, LINK),
 )
 
@@ -50,9 +51,10 @@ def doctor(
 
     It always looks at versions, processor, memory, disks, a Jetson's own software, and runs an inference on
     every execution provider of ONNX Runtime. With --bundle it checks every digest and runs the numerics
-    self-test; with --tls it looks at the node's certificate and asks its authority; with --core it compares
-    the clocks and measures the round trip; with --bundle and --core it measures the bandwidth, in a session
-    of random rows. What was not given is skipped. Nothing is changed, neither here nor there.
+    self-test, and where that is a core's part alone, every engine that could serve it; with --tls it looks
+    at the node's certificate and asks its authority; with --core it compares the clocks and measures the
+    round trip; with --bundle and --core it measures the bandwidth, in a session of random rows. What was not
+    given is skipped. Nothing is changed, neither here nor there.
 
     The settings of `trifold edge serve` (trifold.toml, TRIFOLD_EDGE_*) count here, too: where that is set up,
     `trifold doctor` alone examines what it would serve with.

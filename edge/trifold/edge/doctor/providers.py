@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from math import inf, isnan
 from typing import Final
@@ -19,23 +14,16 @@ from trifold.edge.doctor.check import Check
 from trifold.edge.doctor.finding import Finding, fault, ok, skipped, warning
 from trifold.edge.doctor.memory import fits
 from trifold.edge.doctor.patient import Patient
+from trifold.edge.doctor.process import TrialFailed, tried
 from trifold.edge.doctor.tiers import whole
-from trifold.edge.doctor.trial import Trial, probe, run_shard
+from trifold.edge.doctor.trial import RIGHT, Trial, probe, run_shard
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.errors import TrifoldError
 from trifold.shared.runtime.engine import PROVIDER
 
 _ELSEWHERE: Final = {"AzureExecutionProvider": "it calls services of others, and computes nothing here"}
 
-_PATIENCE: Final = 600.0
-"""Seconds for one provider: TensorRT builds its engines first, which takes minutes."""
-
-_RIGHT: Final = 0.05
-"""The largest difference from the CPU, relative to the largest value, that other arithmetic explains."""
-
 _TRIAL: Final = "trifold.edge.doctor.trial"
-
-_MISSING: Final = re.compile(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file")
 
 _SPEED_ONLY: Final = f"Trifold's shards run on {PROVIDER}, and need no other"
 
@@ -66,22 +54,18 @@ def _own(patient: Patient, folders: list[TierFolder]) -> Finding:
     except TrifoldError as error:
         return fault(f"{PROVIDER}: {error.message}")
     told = f"{PROVIDER}: {_told(trials)}"
-    return fault(f"{told}: wrong results") if _worst(trials) > _RIGHT else ok(told)
+    return fault(f"{told}: wrong results") if _worst(trials) > RIGHT else ok(told)
 
 
 def _other(provider: str, patient: Patient, folders: list[TierFolder]) -> Finding:
     remedy = f"{_REMEDIES.get(provider, f'install what {provider} needs')}; or leave it: {_SPEED_ONLY}"
-    command = [sys.executable, "-m", _TRIAL, provider, str(patient.threads)]
-    command += [str(folder.path) for folder in folders]
+    paths = [str(folder.path) for folder in folders]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
-    except subprocess.TimeoutExpired:
-        return warning(f"{provider}: no result within {_PATIENCE:g} s", remedy)
-    if done.returncode:
-        return warning(f"{provider}: {_reason(done)}", remedy)
-    trials = [Trial(**found) for found in json.loads(done.stdout)]
+        trials = [Trial(**found) for found in tried(_TRIAL, provider, str(patient.threads), *paths)]
+    except TrialFailed as reason:
+        return warning(f"{provider}: {reason}", remedy)
     told = f"{provider}: {_told(trials)}"
-    if _worst(trials) > _RIGHT:
+    if _worst(trials) > RIGHT:
         return warning(f"{told}: wrong results", remedy)
     if not any(found.nodes.get(provider) for found in trials):
         return warning(f"{told}: it has taken no node", remedy)
@@ -109,15 +93,6 @@ def _where(nodes: dict[str, int]) -> str:
 def _worst(trials: list[Trial]) -> float:
     """The largest error; what is not a number is the largest of all."""
     return max(inf if isnan(trial.error) else trial.error for trial in trials)
-
-
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """Why a trial ended without a result, in one line."""
-    if missing := _MISSING.search(done.stderr):
-        return f"it does not come up: {missing[1]} is missing"
-    if done.returncode < 0:
-        return f"it ended the process that tried it ({signal.Signals(-done.returncode).name})"
-    return next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it does not come up")
 
 
 PROVIDERS = Check(

@@ -17,6 +17,8 @@ class Alone:
     """What the monolith takes in place of the cloud's shard. A new cache ends the one before."""
 
     def __init__(self, engine: Engine[Any]) -> None:
+        self.fingerprint = engine.fingerprint
+        self.exact = engine.exact
         self._engine = engine
         self._cache: Any = None
 

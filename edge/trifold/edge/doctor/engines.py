@@ -1,0 +1,54 @@
+"""The engines that can compute the core, where the cloud's part of a bundle lies: each serves it once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from math import isnan
+from typing import Final
+
+from trifold.edge.doctor.check import Check
+from trifold.edge.doctor.engine_trial import ENGINES as GROUP
+from trifold.edge.doctor.engine_trial import EngineTrial
+from trifold.edge.doctor.finding import Finding, ok, skipped, warning
+from trifold.edge.doctor.memory import fits
+from trifold.edge.doctor.patient import Patient
+from trifold.edge.doctor.process import TrialFailed, tried
+from trifold.edge.doctor.tiers import whole
+from trifold.shared.bundle.folder import TierFolder
+from trifold.shared.errors import ConfigError
+
+_TRIAL: Final = "trifold.edge.doctor.engine_trial"
+
+_RIGHT: Final = 0.5
+"""Rows of something else are as far from the shard's as these are long. An engine with float weights may be
+a third of that away: the rows are random, and a router that is near to two experts takes the other.
+"""
+
+
+def examine(patient: Patient) -> Iterator[Finding]:
+    cloud = next((folder for folder in whole(patient) if folder.tier == "cloud"), None)
+    if cloud is None:
+        yield skipped("this is no core: the cloud's part of a bundle does not lie here alone")
+    elif not fits(cloud, patient):
+        yield skipped("the core does not fit the memory")
+    else:
+        for name in sorted(entry_points(group=GROUP).names):
+            yield _found(name, cloud, patient)
+
+
+def _found(name: str, cloud: TierFolder, patient: Patient) -> Finding:
+    try:
+        trial = EngineTrial(**tried(_TRIAL, name, str(patient.threads), str(cloud.path)))
+    except ConfigError as error:
+        return skipped(f"{name}: {error.message}")
+    except TrialFailed as reason:
+        return warning(f"{name}: {reason}")
+    took = f"{trial.seconds * 1000:.1f} ms, {trial.error:.1%} off the shard's rows"
+    told = f"{name}: {trial.fingerprint}: {took}"
+    if not trial.exact:
+        return warning(f"{told}: NOT exact")
+    return warning(f"{told}: wrong results") if isnan(trial.error) or trial.error > _RIGHT else ok(told)
+
+
+ENGINES = Check("engines", examine, "serve with another --engine: `trifold cloud serve --engine onnxruntime`")
