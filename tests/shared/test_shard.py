@@ -20,6 +20,7 @@ from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.manifest import Cuts, Quantization, Tier
 from trifold.shared.errors import InvalidRequest, OutOfSequence
 from trifold.shared.model.checkpoint import Checkpoint
+from trifold.shared.model.heads import HeadLayout
 from trifold.shared.runtime import shard as shard_module
 from trifold.shared.runtime.shard import Rows, Shard
 
@@ -177,6 +178,15 @@ def test_the_memory_of_a_cache_is_what_it_says(folder: Path) -> None:
             values = shard.cache(capacity).bound
             size = sum(4 * np.prod(value.shape()) for name, value in values.items() if "past" in name)
             assert shard.cache_bytes(capacity) == size
+
+
+def test_a_latent_is_kept_once_for_keys_and_values(folder: Path) -> None:
+    shard = load("deepseek_v3", "int8", folder, "cloud")
+    kept = [name.rpartition("_")[0] for name in shard.cache(10).bound if name.startswith("past")]
+    assert set(kept) == {"past_latent"}
+    layers = len(kept)
+    size = HeadLayout.of(shard.spec.layers[-1].attention).size
+    assert shard.cache_bytes(1001) - shard.cache_bytes(1000) == layers * 4 * size
 
 
 def test_a_cache_that_nobody_holds_is_freed_at_once(folder: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from trifold.shared.bundle.manifest import Quantization
-from trifold.shared.model.heads import HeadLayout, key_heads
+from trifold.shared.model.heads import HeadLayout, kept_heads
 from trifold.shared.model.parameters import Parameters, of_embedding, of_head, of_layer
 from trifold.shared.model.spec import Attention, LatentAttention, ModelSpec
 
@@ -77,7 +77,7 @@ def footprint_of_layer(spec: ModelSpec, index: int, quantization: Quantization) 
         parameters,
         weight_bytes,
         read_bytes=weight_bytes - int(width * parameters.experts_idle),
-        kv_bytes=FLOAT * key_heads(layer.attention) * 2 * size,
+        kv_bytes=FLOAT * kept_heads(layer.attention) * size,
         flops=2 * (parameters.multiplied + absorbed),
         position_flops=2 * heads * 2 * size,
     )

@@ -59,6 +59,11 @@ def key_heads(attention: GroupedAttention | LatentAttention) -> int:
     return attention.kv_heads if isinstance(attention, GroupedAttention) else 1
 
 
+def kept_heads(attention: GroupedAttention | LatentAttention) -> int:
+    """How many of both together a cache keeps of a position: a latent is a key and a value."""
+    return 2 * attention.kv_heads if isinstance(attention, GroupedAttention) else 1
+
+
 def filled(order: Order, size: int) -> Order:
     """An order with blanks up to `size`."""
     return np.concatenate([order, np.full(size - len(order), BLANK, np.intp)])

@@ -22,6 +22,7 @@ from trifold.shared.runtime.selftest import prove, some_rows, some_tokens
 
 Rows = NDArray[np.float32]
 Tokens = NDArray[np.int64]
+Positions = NDArray[np.int64]
 
 MODEL: Final = "model.onnx"
 
@@ -50,6 +51,7 @@ class Call:
     binding: ort.IOBinding
     inputs: NDArray[Any]
     output: Rows
+    positions: Positions
     last_position: NDArray[np.int32]
     position_count: NDArray[np.int32]
 
@@ -102,6 +104,12 @@ class Shard:
             value.name: (value.shape[1], value.shape[3])
             for value in self._session.get_inputs()
             if value.name.startswith("past_")
+        }
+        # What was a key and a value lies where the graph takes it from; one latent is both.
+        presents = [value.name for value in self._session.get_outputs() if value.name.startswith("present_")]
+        self._kept = {
+            name: past if (past := name.replace("present", "past")) in self._caches else _latent(name)
+            for name in presents
         }
         self._rotation: dict[str, ort.OrtValue] = {}
 
@@ -208,6 +216,7 @@ class Shard:
                 cache.calls.pop(next(iter(cache.calls)))
             cache.calls[shape] = call
         call.inputs[...] = inputs
+        call.positions[...] = np.arange(base_pos, end)
         call.last_position[0] = end + copies - 1
         call.position_count[...] = end + copies
         try:
@@ -222,12 +231,14 @@ class Shard:
         tokens, device = self.tier == "edge", self.tier == "device"
         inputs = np.zeros(rows, np.int64) if tokens else np.zeros((rows, self.hidden), np.float32)
         output = np.empty((chosen, self.vocab) if device else (rows, self.hidden), np.float32)
+        positions = np.zeros(rows, np.int64)
         last_position, position_count = np.zeros(1, np.int32), np.zeros((), np.int32)
         binding = self._session.io_binding()
         values = {
             "tokens" if tokens else "rows": value_of(inputs[:, None]),
             "attend": value_of(np.minimum(np.arange(rows + copies), rows - 1)),
             "row_count": value_of(np.array([rows])),
+            "positions": value_of(positions[None]),
             "last_position": value_of(last_position),
             "position_count": value_of(position_count),
             "logits_from": value_of(np.array([rows - chosen])),
@@ -235,10 +246,10 @@ class Shard:
         }
         for wanted in self._session.get_inputs():
             binding.bind_ortvalue_input(wanted.name, values[wanted.name])
-        for name in self._caches:
-            binding.bind_ortvalue_output(name.replace("past", "present"), cache.bound[name])
+        for present, past in self._kept.items():
+            binding.bind_ortvalue_output(present, cache.bound[past])
         binding.bind_ortvalue_output("logits" if device else "rows_out", value_of(output[:, None]))
-        return Call(binding, inputs, output, last_position, position_count)
+        return Call(binding, inputs, output, positions, last_position, position_count)
 
     def _slots(self, capacity: int) -> int:
         """Positions that a cache has memory for: copies of the last row go behind it."""
@@ -250,6 +261,11 @@ class Shard:
             cos, sin = rotation(self.spec.rope, max(positions, 1024))
             self._rotation = {"cos": value_of(cos), "sin": value_of(sin)}
         return self._rotation
+
+
+def _latent(present: str) -> str:
+    """The cache of the layer of an output."""
+    return f"past_latent_{present.rpartition('_')[2]}"
 
 
 def value_of(array: NDArray[Any]) -> ort.OrtValue:

@@ -23,7 +23,7 @@ class Places:
 
     `attend` (rows + copies) picks the rows and the copies of the last; `rows` (1) counts without copies;
     `last` (1) is the position of the last copy, `total` () one more; `cos` and `sin` (positions, half)
-    are the rotation.
+    are the rotation. `positions` (1, rows), without copies, is there for latent attention.
     """
 
     attend: ir.Value
@@ -32,9 +32,10 @@ class Places:
     total: ir.Value
     cos: ir.Value
     sin: ir.Value
+    positions: ir.Value | None
 
     @classmethod
-    def inputs(cls, builder: Builder, half: int) -> Places:
+    def inputs(cls, builder: Builder, half: int, *, latent: bool) -> Places:
         return cls(
             attend=builder.input("attend", ir.DataType.INT64, ["attended"]),
             rows=builder.input("row_count", ir.DataType.INT64, [1]),
@@ -42,12 +43,16 @@ class Places:
             total=builder.input("position_count", ir.DataType.INT32, []),
             cos=builder.input("cos", FLOAT, ["positions", half]),
             sin=builder.input("sin", FLOAT, ["positions", half]),
+            positions=builder.input("positions", ir.DataType.INT64, [1, "rows"]) if latent else None,
         )
 
 
 @dataclass(frozen=True)
 class Heads:
-    """`query` heads over `key` heads of `size` values; the output is `value` of them, from `first` on."""
+    """`query` heads over `key` heads of `size` values; the output is `value` of them, from `first` on.
+
+    `latent`: keys are values, too, and rotated already.
+    """
 
     query: int
     key: int
@@ -55,28 +60,30 @@ class Heads:
     first: int
     value: int
     softmax_scale: float
+    latent: bool
 
 
 def attend(builder: Builder, qkv: ir.Value, layer: int, heads: Heads, places: Places) -> ir.Value:
     """Attention of qkv (rows, 1, (query + 2 · key) · size) over a layer's cache: (rows, 1, query · value)."""
     cache: list[int | str] = [1, heads.key, "slots", heads.size]
     width = (heads.query + 2 * heads.key) * heads.size
-    past = [builder.input(f"past_{kind}_{layer}", FLOAT, cache) for kind in ("key", "value")]
+    kinds = ["latent"] if heads.latent else ["key", "value"]
+    past = [builder.input(f"past_{kind}_{layer}", FLOAT, cache) for kind in kinds]
     out, *present = builder.op_of(
         3,
         "GroupQueryAttention",
         builder.op("Gather", builder.reshape(qkv, 1, -1, width), places.attend, axis=1),
         None,
         None,
-        *past,
+        past[0],
+        past[-1],
         places.last,
         places.total,
-        places.cos,
-        places.sin,
+        *([] if heads.latent else [places.cos, places.sin]),
         domain=MICROSOFT,
         num_heads=heads.query,
         kv_num_heads=heads.key,
-        do_rotary=1,
+        do_rotary=int(not heads.latent),
         scale=heads.softmax_scale,
     )
     for kind, value in zip(("key", "value"), present, strict=True):

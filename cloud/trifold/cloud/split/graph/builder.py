@@ -21,6 +21,8 @@ MICROSOFT: Final = "com.microsoft"
 OPSETS: Final = {"": 21, MICROSOFT: 1}
 IR_VERSION: Final = 10
 FLOAT: Final = ir.DataType.FLOAT
+END: Final = 2**62
+"""Of a Slice that takes all that there is."""
 
 
 class Builder:

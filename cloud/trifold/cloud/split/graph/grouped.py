@@ -27,7 +27,7 @@ def grouped(
     qkv = builder.linear(x, weight, _bias(builder, spec, names, turned, straight))
     if spec.qk_norm or spec.clip is not None:
         qkv = _normed(builder, qkv, spec, names, layout.size, turned)
-    shape = Heads(spec.heads, spec.kv_heads, layout.size, 0, spec.head_dim, spec.softmax_scale)
+    shape = Heads(spec.heads, spec.kv_heads, layout.size, 0, spec.head_dim, spec.softmax_scale, latent=False)
     out = attend(builder, qkv, layer, shape, places)
     return builder.linear(out, whole(source, names.o), builder.vector(names.o_bias) if names.o_bias else None)
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from trifold.cloud.split.graph.absorb import absorbed_output, absorbed_queries
 from trifold.cloud.split.graph.attention import Heads, Places, attend
-from trifold.cloud.split.graph.builder import Builder
+from trifold.cloud.split.graph.builder import END, MICROSOFT, Builder
 from trifold.cloud.split.graph.matrix import heads, reorder, stack, whole
 from trifold.shared.model.heads import BLANK, HeadLayout, Order
 from trifold.shared.model.names import LatentNames
@@ -25,7 +25,8 @@ def latent(
 ) -> ir.Value:
     """Attention of rows x, before the residual. `interleaved`: the checkpoint has rotated pairs side by side.
 
-    A key is the rotated part, then the latent; so is a value, whose rotated part nobody reads.
+    A key is the rotated part, then the latent; so is a value, whose rotated part nobody reads. As they are
+    the same, one cache is enough, but for that the rotation has to come before the operator.
     """
     source, layout = builder.source, HeadLayout.of(spec)
     pairs = np.arange(spec.rope_dim)
@@ -48,8 +49,22 @@ def latent(
     blanks = layout.size - len(turned) - spec.kv_rank
     if blanks:
         compressed = builder.op("Pad", compressed, builder.ints(0, 0, 0, 0, 0, blanks))
-    qkv = builder.op("Concat", query, rotated, compressed, rotated, compressed, axis=-1)
-    shape = Heads(spec.heads, 1, layout.size, len(turned), spec.kv_rank, spec.softmax_scale)
+    straight = builder.op("Concat", query, rotated, compressed, axis=-1)
+    by_head = builder.op(
+        "RotaryEmbedding",
+        builder.reshape(straight, 1, -1, (spec.heads + 1) * layout.size),
+        places.positions,
+        places.cos,
+        places.sin,
+        domain=MICROSOFT,
+        num_heads=spec.heads + 1,
+        rotary_embedding_dim=len(turned),
+    )
+    key = builder.op(
+        "Slice", by_head, builder.ints(spec.heads * layout.size), builder.ints(END), builder.ints(2)
+    )
+    qkv = builder.op("Concat", by_head, key, axis=-1)
+    shape = Heads(spec.heads, 1, layout.size, len(turned), spec.kv_rank, spec.softmax_scale, latent=True)
     out = attend(builder, qkv, layer, shape, places)
     bias = builder.vector(names.o_bias) if names.o_bias else None
     return builder.linear(out, absorbed_output(source, names.o, names.kv_b, spec), bias)

@@ -12,7 +12,7 @@ from typing import Final
 import onnx_ir as ir
 
 from trifold.cloud.split.graph.attention import Places
-from trifold.cloud.split.graph.builder import FLOAT, MICROSOFT, Builder
+from trifold.cloud.split.graph.builder import END, FLOAT, MICROSOFT, Builder
 from trifold.cloud.split.graph.dense import swiglu
 from trifold.cloud.split.graph.experts import mixture
 from trifold.cloud.split.graph.grouped import grouped
@@ -30,8 +30,6 @@ _BITS: Final[dict[Quantization, Bits | None]] = {"int8": 8, "int4": 4, "none": N
 VOCABULARY_BITS: Final[Bits] = 8
 """Embedding and head keep int8 in an int4 bundle: head in int4 costs 4e-3 KL, in int8 3e-5."""
 
-_END: Final = 2**62
-
 
 def build(source: Source, tier: Tier, cuts: Cuts, quantization: Quantization, weights: WeightsFile) -> bytes:
     """The ONNX file of a tier; its weights go to `weights`."""
@@ -45,7 +43,8 @@ def build(source: Source, tier: Tier, cuts: Cuts, quantization: Quantization, we
     )
     stream = Stream(builder, x)
     if span:
-        places = Places.inputs(builder, HeadLayout(spec.rope.dim, 0).half)
+        latent = any(isinstance(spec.layers[layer].attention, LatentAttention) for layer in span)
+        places = Places.inputs(builder, HeadLayout(spec.rope.dim, 0).half, latent=latent)
         for layer in span:
             _layer(stream, spec, layer, places)
     if tier == "device":
@@ -126,6 +125,6 @@ def _head(stream: Stream, spec: ModelSpec, choose: bool) -> None:
     x = stream.normed(names.final_norm)
     if choose:
         start = builder.input("logits_from", ir.DataType.INT64, [1])
-        x = builder.op("Slice", x, start, builder.ints(_END), builder.ints(0))
+        x = builder.op("Slice", x, start, builder.ints(END), builder.ints(0))
     logits = builder.linear(x, whole(builder.source, names.head), bits=VOCABULARY_BITS)
     builder.output(logits, "logits", ["chosen", 1, spec.vocab])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -18,13 +18,12 @@ _ONE: Final = 1 + COPIES
 class Cache:
     """Keys and values of the positions [0, have), with room for `capacity`; of an engine, for it alone."""
 
-    def __init__(self, capacity: int, memory: list[tuple[Rows, Rows]], *rotation: ort.OrtValue) -> None:
-        """`memory` is of each layer's keys and values, (1, heads, slots, size); `rotation` is cos and sin."""
+    def __init__(self, capacity: int, memory: list[list[Rows]]) -> None:
+        """`memory` is of each layer's keys and values, or what is both, (1, heads, slots, size)."""
         self.capacity = capacity
         self.have = 0
         self.memory = memory
-        self.past = [(value_of(keys), value_of(values)) for keys, values in memory]
-        self.rotation = rotation
+        self.past = [[value_of(kept) for kept in layer] for layer in memory]
         self.last_position = np.zeros(1, np.int32)
         self.position_count = np.zeros((), np.int32)
         self.singles: dict[int, ort.IOBinding] = {}
@@ -62,8 +61,16 @@ class Space:
 class Attending:
     """What layers of equal graphs share: the session that runs it, and memory for calls."""
 
-    def __init__(self, attention: Attention, session: ort.InferenceSession, most_rows: int) -> None:
+    def __init__(
+        self,
+        attention: Attention,
+        session: ort.InferenceSession,
+        most_rows: int,
+        rotation: Mapping[str, ort.OrtValue],
+    ) -> None:
+        """`rotation` is cos and sin, for all positions."""
         self.attention = attention
+        self._rotation = rotation
         self._session = session
         self._in = (attention.query_heads + 2 * attention.key_heads) * attention.size
         self._out = attention.query_heads * attention.size
@@ -100,18 +107,17 @@ class Attending:
 
     def _bind(self, layer: int, cache: Cache, space: Space) -> ort.IOBinding:
         binding = self._session.io_binding()
-        (key, value), (cos, sin) = cache.past[layer], cache.rotation
+        key, value = cache.past[layer][0], cache.past[layer][-1]
         values = {
             "qkv": space.bound_given,
             "key": key,
             "value": value,
             "last_position": value_of(cache.last_position),
             "position_count": value_of(cache.position_count),
-            "cos": cos,
-            "sin": sin,
+            **self._rotation,
         }
-        for name, bound in values.items():
-            binding.bind_ortvalue_input(name, bound)
+        for name in self.attention.inputs:
+            binding.bind_ortvalue_input(name, values[name])
         for name, bound in (("out", space.bound_got), ("present_key", key), ("present_value", value)):
             binding.bind_ortvalue_output(name, bound)
         return binding

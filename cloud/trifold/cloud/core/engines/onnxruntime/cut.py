@@ -39,13 +39,19 @@ class Attention:
     query_heads: int
     key_heads: int
     size: int
+    inputs: tuple[str, ...]
+
+    @property
+    def caches(self) -> int:
+        """Of a layer: keys and values, or what is both."""
+        return 2 if "value" in self.inputs else 1
 
 
 def cut(data: bytes) -> tuple[list[Between], list[Attention]]:
     """The graphs of a model.onnx: one of the former more than of the latter, to be run in turn.
 
-    An Attention's graph has inputs qkv (1, rows, width), key, value, last_position, position_count, cos and
-    sin, and outputs out, present_key and present_value.
+    An Attention's graph has inputs qkv (1, rows, width), key, last_position, position_count and, but for
+    latent attention, value, cos and sin; its outputs are out, present_key and present_value.
     """
     model = onnx.ModelProto.FromString(data)
     maker = {name: node for node in model.graph.node for name in node.output}
@@ -89,9 +95,11 @@ def _attention(model: onnx.ModelProto, node: onnx.NodeProto, qkv: str) -> Attent
     alone = onnx.NodeProto()
     alone.CopyFrom(node)
     alone.name = ""
-    names = ("qkv", "", "", "key", "value", "last_position", "position_count", "cos", "sin")
+    value = "key" if node.input[3] == node.input[4] else "value"
+    names = ("qkv", "", "", "key", value, "last_position", "position_count", "cos", "sin")[: len(node.input)]
     outputs = ("out", "present_key", "present_value")
     alone.input[:], alone.output[:] = names, outputs
+    inputs = tuple(dict.fromkeys(name for name in names if name))
     whole = {"last_position", "position_count"}
     past = next(value for value in model.graph.input if value.name == node.input[3])
     _, key_heads, _, size = (dimension.dim_value for dimension in past.type.tensor_type.shape.dim)
@@ -99,10 +107,10 @@ def _attention(model: onnx.ModelProto, node: onnx.NodeProto, qkv: str) -> Attent
     graph = helper.make_graph(
         [alone],
         "attention",
-        [_value(name, onnx.TensorProto.INT32 if name in whole else _FLOAT) for name in names if name],
+        [_value(name, onnx.TensorProto.INT32 if name in whole else _FLOAT) for name in inputs],
         [_value(name) for name in outputs],
     )
-    return Attention(_model(model, graph), qkv, node.output[0], query_heads, key_heads, size)
+    return Attention(_model(model, graph), qkv, node.output[0], query_heads, key_heads, size, inputs)
 
 
 _FLOAT: Final = onnx.TensorProto.FLOAT

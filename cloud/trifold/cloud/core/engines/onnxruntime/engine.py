@@ -12,7 +12,6 @@ from typing import Final
 import trifold.shared.runtime.untold  # noqa: F401  # isort: skip - before onnxruntime
 
 import numpy as np
-import onnxruntime as ort
 
 from trifold.cloud.core.batching import BUDGET
 from trifold.cloud.core.engines.engine import Part, check
@@ -59,7 +58,6 @@ class OnnxRuntimeEngine:
         self.hidden = spec.hidden
         self.fingerprint = ""
         self.exact = False
-        self._rope = spec.rope
         betweens, attentions = cut(folder.read(MODEL))
         # Of no more graphs at a time are weights in memory twice, as read and as packed.
         with folder.mapped(WEIGHTS, progress) as weights, ThreadPoolExecutor(_LOADED_AT_ONCE) as loading:
@@ -72,8 +70,12 @@ class OnnxRuntimeEngine:
         self._fewest_positions = WIDE_POSITIONS if wide else 0
         self._query_heads = max(attention.query_heads for attention in attentions)
         most = self.most_rows + max(COPIES, self._fewest_positions)
+        tables = zip(("cos", "sin"), rotation(spec.rope, self._slots(spec.max_positions)), strict=True)
+        self._rotation = {name: value_of(table) for name, table in tables}
         shared = {
-            attention.model: Attending(attention, load(attention.model, b"", threads=threads), most)
+            attention.model: Attending(
+                attention, load(attention.model, b"", threads=threads), most, self._rotation
+            )
             for attention in attentions
         }
         self._attending = [shared[attention.model] for attention in attentions]
@@ -81,13 +83,12 @@ class OnnxRuntimeEngine:
         attended = {
             attention.out: (1, -1, attention.query_heads * attention.size) for attention in attentions
         }
-        self._shapes = shapes_of(self._graphs, attended, self.hidden)
+        self._shapes = shapes_of(self._graphs, attended, self.hidden, self._rotation)
         self._memory = {
             name: np.zeros(self.most_rows * prod(size for size in shape if size > 0), np.float32)
             for name, shape in self._shapes.items()
         }
         self._flows: dict[int, Flow] = {}
-        self._rotation: tuple[ort.OrtValue, ort.OrtValue] | None = None
 
     @classmethod
     def load(
@@ -107,15 +108,21 @@ class OnnxRuntimeEngine:
 
     def cache_bytes(self, capacity: int) -> int:
         """Memory of a cache for so many positions."""
-        heads = sum(one.attention.key_heads * one.attention.size for one in self._attending)
-        return 2 * 4 * self._slots(capacity) * heads
+        layers = (one.attention for one in self._attending)
+        values = sum(layer.caches * layer.key_heads * layer.size for layer in layers)
+        return 4 * self._slots(capacity) * values
 
     def cache(self, capacity: int) -> Cache:
         """An empty cache for the positions [0, capacity)."""
         slots = self._slots(capacity)
-        shapes = [(1, one.attention.key_heads, slots, one.attention.size) for one in self._attending]
-        memory = [(np.zeros(shape, np.float32), np.zeros(shape, np.float32)) for shape in shapes]
-        return Cache(capacity, memory, *self._tables(slots))
+        layers = (one.attention for one in self._attending)
+        return Cache(
+            capacity,
+            [
+                [np.zeros((1, layer.key_heads, slots, layer.size), np.float32) for _ in range(layer.caches)]
+                for layer in layers
+            ],
+        )
 
     def release(self, cache: Cache) -> None:
         """Nothing has to be done: a cache's memory goes with it."""
@@ -129,6 +136,9 @@ class OnnxRuntimeEngine:
         starts = [*accumulate((len(part.rows) for part in batch), initial=0)]
         flow = self._flow(starts[-1])
         np.concatenate([part.rows for part in batch], out=flow.rows("rows"))
+        for part, start in zip(batch, starts, strict=False):
+            end = start + len(part.rows)
+            flow.positions[start:end] = np.arange(part.base_pos, part.base_pos + len(part.rows))
         calls = [
             call for part, start in zip(batch, starts, strict=False) for call in self._calls(part, start)
         ]
@@ -145,16 +155,17 @@ class OnnxRuntimeEngine:
         out = flow.rows("rows_out")
         return [out[start:stop].copy() for start, stop in pairwise(starts)]
 
-    def copy_block(self, cache: Cache, number: int) -> list[tuple[Rows, Rows]]:
+    def copy_block(self, cache: Cache, number: int) -> list[Rows]:
         """As Copying.copy_block()."""
         at = slice(number * BLOCK, (number + 1) * BLOCK)
-        return [(keys[:, :, at].copy(), values[:, :, at].copy()) for keys, values in cache.memory]
+        return [kept[:, :, at].copy() for layer in cache.memory for kept in layer]
 
-    def paste_block(self, cache: Cache, number: int, block: list[tuple[Rows, Rows]]) -> None:
+    def paste_block(self, cache: Cache, number: int, block: list[Rows]) -> None:
         """As Copying.paste_block()."""
         at = slice(number * BLOCK, (number + 1) * BLOCK)
-        for (keys, values), (some_keys, some_values) in zip(cache.memory, block, strict=True):
-            keys[:, :, at], values[:, :, at] = some_keys, some_values
+        kept = (kept for layer in cache.memory for kept in layer)
+        for place, values in zip(kept, block, strict=True):
+            place[:, :, at] = values
         cache.have = (number + 1) * BLOCK
 
     def _calls(self, part: Part[Cache], first: int) -> Iterator[Call]:
@@ -172,16 +183,9 @@ class OnnxRuntimeEngine:
     def _flow(self, rows: int) -> Flow:
         flow = self._flows.get(rows)
         if flow is None:
-            flow = self._flows[rows] = Flow(rows, self._memory, self._shapes, self._graphs)
+            flow = self._flows[rows] = Flow(rows, self._memory, self._shapes, self._graphs, self._rotation)
         return flow
 
     def _slots(self, capacity: int) -> int:
         """Positions that a cache has memory for: copies of the last row go behind it."""
         return max(capacity + COPIES, self._fewest_positions)
-
-    def _tables(self, positions: int) -> tuple[ort.OrtValue, ort.OrtValue]:
-        """cos and sin for at least so many positions, shared by caches."""
-        if self._rotation is None or self._rotation[0].shape()[0] < positions:
-            cos, sin = rotation(self._rope, max(positions, 1024))
-            self._rotation = value_of(cos), value_of(sin)
-        return self._rotation

@@ -23,13 +23,18 @@ class Flow:
         memory: Mapping[str, Rows],
         shapes: Mapping[str, tuple[int, ...]],
         graphs: Iterable[tuple[ort.InferenceSession, Between]],
+        rotation: Mapping[str, ort.OrtValue],
     ) -> None:
         """`memory` is for each value flat and at least so large; its shape has -1 for the rows."""
-        self.values: dict[str, NDArray[Any]] = {"row_count": np.array([rows])}
+        self.positions = np.zeros(rows, np.int64)
+        self.values: dict[str, NDArray[Any]] = {
+            "row_count": np.array([rows]),
+            "positions": self.positions[None],
+        }
         for name, shape in shapes.items():
             shape = tuple(rows if size < 0 else size for size in shape)
             self.values[name] = memory[name][: prod(shape)].reshape(shape)
-        bound = {name: value_of(array) for name, array in self.values.items()}
+        bound = {name: value_of(array) for name, array in self.values.items()} | dict(rotation)
         self.bindings = [_binding(session, between, bound) for session, between in graphs]
 
     def rows(self, name: str) -> Rows:
@@ -53,6 +58,7 @@ def shapes_of(
     graphs: Sequence[tuple[ort.InferenceSession, Between]],
     attended: Mapping[str, tuple[int, ...]],
     hidden: int,
+    rotation: Mapping[str, ort.OrtValue],
 ) -> dict[str, tuple[int, ...]]:
     """The shape of every value between the graphs, -1 for its rows, as two small batches show them.
 
@@ -60,19 +66,24 @@ def shapes_of(
     """
     shapes: dict[str, tuple[int, ...]] = {"rows": (-1, 1, hidden), **attended}
     for session, between in graphs:
-        told = [
-            session.run(
-                between.outputs,
-                {
-                    name: np.array([rows])
-                    if name == "row_count"
-                    else np.zeros([rows if size < 0 else size for size in shapes[name]], np.float32)
-                    for name in between.inputs
-                },
-            )
-            for rows in (2, 3)
-        ]
+        told = [_outputs(session, between, shapes, rows, rotation) for rows in (2, 3)]
         for name, two, three in zip(between.outputs, *told, strict=True):
             pairs = zip(two.shape, three.shape, strict=True)
             shapes[name] = tuple(size if size == other else -1 for size, other in pairs)
     return shapes
+
+
+def _outputs(
+    session: ort.InferenceSession,
+    between: Between,
+    shapes: Mapping[str, tuple[int, ...]],
+    rows: int,
+    rotation: Mapping[str, ort.OrtValue],
+) -> list[NDArray[Any]]:
+    """What a graph makes of so many rows of zeros."""
+    given: dict[str, Any] = {"row_count": np.array([rows]), "positions": np.zeros((1, rows), np.int64)}
+    given |= {name: value.numpy() for name, value in rotation.items()}
+    for name, shape in shapes.items():
+        given[name] = np.zeros([rows if size < 0 else size for size in shape], np.float32)
+    outputs: list[NDArray[Any]] = session.run(between.outputs, {name: given[name] for name in between.inputs})
+    return outputs
