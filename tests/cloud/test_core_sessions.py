@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.cloud.cores import codec_of, digest_of, expected, opened, settled, some_rows
-from tests.tiers import RunningCore, engine, running_core, shard
+from tests.tiers import RunningCore, engine, running_core
 from tests.wire import Peer, Talk, decoded
 from trifold.cloud.core.engines.onnxruntime.attention import Cache
 from trifold.proto.v1 import session_pb2 as pb
@@ -113,7 +113,7 @@ async def test_a_session_that_holds_nothing_is_not_kept(core: RunningCore, peer:
 
 
 async def test_memory_is_reserved_at_open_or_the_open_is_refused(bundle: Path) -> None:
-    room = shard(bundle, "cloud").cache_bytes(64)
+    room = engine(bundle).cache_bytes(64)
     async with running_core(bundle, memory=2 * room) as core, Peer.at(core.address, "CoreService") as peer:
         first, second = await opened(core, peer), await opened(core, peer)
         with pytest.raises(Overloaded, match="2 sessions hold") as refusal:
@@ -183,7 +183,7 @@ def seat_of(core: RunningCore, talk: Talk) -> Seat[Cache]:
 
 
 async def test_a_stream_that_nobody_uses_gives_way_and_its_session_is_resumed(bundle: Path) -> None:
-    memory = 3 * shard(bundle, "cloud").cache_bytes(64)
+    memory = 3 * engine(bundle).cache_bytes(64)
     async with (
         running_core(bundle, streams=1, memory=memory) as core,
         Peer.at(core.address, "CoreService") as peer,
@@ -193,7 +193,7 @@ async def test_a_stream_that_nobody_uses_gives_way_and_its_session_is_resumed(bu
             await opened(core, peer)
         seat_of(core, idle).idle = lambda: core.service.table.lease
         with pytest.raises(Overloaded, match="no room"):
-            await opened(core, peer, capacity=3 * 64)
+            await opened(core, peer, capacity=4 * 64)
         assert not seat_of(core, idle).lost.done()  # nobody gives way to who is refused all the same
         other = await opened(core, peer)
         ended = await idle.end()

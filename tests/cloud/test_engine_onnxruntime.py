@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from tests.shared.test_shard import SHAPES, bundle_of
 from trifold.cloud.core.engines.engine import Part
 from trifold.cloud.core.engines.onnxruntime import attention, engine
+from trifold.cloud.core.engines.onnxruntime.cut import Attention
 from trifold.cloud.core.engines.onnxruntime.engine import OnnxRuntimeEngine
+from trifold.cloud.core.engines.onnxruntime.folded import Folded, Single, folded
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.manifest import Quantization
 from trifold.shared.errors import InvalidRequest, OutOfSequence
@@ -75,7 +78,6 @@ def test_rows_in_any_company_have_the_bits_of_the_shard(
 def test_its_fingerprint_is_that_of_the_shard_since_its_bits_are(folder: Path) -> None:
     shard, core = loaded("deepseek_v3", "int8", folder)
     assert core.fingerprint == shard.fingerprint
-    assert core.cache_bytes(100) == shard.cache_bytes(100)
 
 
 def test_a_session_that_goes_back_forgets_what_was_behind(folder: Path) -> None:
@@ -95,6 +97,55 @@ def test_a_self_test_finds_an_engine_whose_rows_depend_on_their_company(
     monkeypatch.setattr(engine, "COPIES", 0)
     monkeypatch.setattr(attention, "_ONE", 1)
     assert not OnnxRuntimeEngine.load(TierFolder.open(bundle, "cloud"), threads=1).exact
+
+
+def test_where_folded_heads_give_other_bits_they_are_not_folded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Folded.run
+
+    def otherwise(self: Folded, *arguments: Any) -> Single:
+        single = run(self, *arguments)
+        arguments[-1][0] = np.nextafter(arguments[-1][0], np.float32(np.inf))
+        return single
+
+    monkeypatch.setattr(Folded, "run", otherwise)
+    shard, _ = loaded("deepseek_v3", "int8", folder)
+    core = OnnxRuntimeEngine.load(
+        TierFolder.open(bundle_of("deepseek_v3", "int8", folder), "cloud"), threads=1
+    )
+    assert core.exact
+    cache, rows = core.cache(CAPACITY), text(core.hidden, 0)
+    got = [core.run([Part(cache, rows[[at]], at)])[0] for at in range(5)]
+    assert np.array_equal(np.concatenate(got), alone(shard, 0)[:5])
+
+
+@pytest.mark.parametrize(("heads", "threads", "groups"), [(2, 1, 1), (16, 2, 2), (16, 64, 2), (20, 4, 2)])
+def test_folded_heads_are_attention_to_the_positions_there_are(heads: int, threads: int, groups: int) -> None:
+    size, scale = 80, 0.1
+    attending = folded(Attention(b"", "qkv", "out", heads, 1, size, scale, ("qkv", "key")), threads)
+    assert attending is not None
+    assert attending.groups == groups
+    random = np.random.default_rng(0)
+    latents = random.standard_normal((Folded.slots(200), size)).astype(np.float32)
+    single = None
+    for position in (0, 63, 64, 127, 128, 199):
+        qkv = random.standard_normal((heads + 2) * size).astype(np.float32)
+        out = np.empty(heads * size, np.float32)
+        single = attending.run(single, latents, position, qkv, out)
+        assert np.array_equal(latents[position], qkv[-size:])
+        seen = latents[: position + 1].astype(np.float64)
+        scores = np.exp(scale * qkv[: heads * size].reshape(heads, size) @ seen.T)
+        wanted = (scores / scores.sum(1, keepdims=True)) @ seen
+        assert np.allclose(out.reshape(heads, size), wanted, atol=1e-5)
+
+
+def test_a_cache_takes_the_memory_that_is_reserved_for_it(folder: Path) -> None:
+    for shape in ("llama", "deepseek_v3", "wide latent"):
+        _, core = loaded(shape, "int8", folder)
+        for capacity in (1, 100, 128):
+            layers = core.cache(capacity).memory
+            assert core.cache_bytes(capacity) == sum(kept.nbytes for layer in layers for kept in layer)
 
 
 def test_what_cannot_be_is_refused_and_nothing_is_computed(folder: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.edge.houses import LENGTH, House, settled
-from tests.tiers import running_core, running_edge, shard
+from tests.tiers import engine, running_core, running_edge
 from tests.wire import Peer, decoded
 from trifold.proto.v1 import session_pb2 as pb
 from trifold.shared.errors import (
@@ -184,7 +184,7 @@ async def test_tiers_of_different_bundles_do_not_work_together(bundle: Path, att
 
 
 async def test_a_core_without_room_says_when_to_ask_again(bundle: Path) -> None:
-    room = shard(bundle, "cloud").cache_bytes(64)
+    room = engine(bundle).cache_bytes(64)
     async with (
         running_core(bundle, memory=room) as core,
         running_edge(bundle, core.address) as edge,

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from trifold.cloud.core.engines.onnxruntime.cut import Attention
+from trifold.cloud.core.engines.onnxruntime.folded import Folded, Single
 from trifold.shared.runtime.shard import COPIES, Rows, value_of
 
 _ONE: Final = 1 + COPIES
@@ -28,6 +29,8 @@ class Cache:
         self.position_count = np.zeros((), np.int32)
         self.singles: dict[int, ort.IOBinding] = {}
         """By layer, to be run again for one row."""
+        self.folded: dict[int, Single] = {}
+        """The same, where heads are folded."""
 
     def stand(self, last: int) -> None:
         """Says at what position the last row, or copy of it, of the calls that come stands."""
@@ -67,9 +70,11 @@ class Attending:
         session: ort.InferenceSession,
         most_rows: int,
         rotation: Mapping[str, ort.OrtValue],
+        folded: Folded | None,
     ) -> None:
-        """`rotation` is cos and sin, for all positions."""
+        """`rotation` is cos and sin, for all positions; `folded`, if any, takes the single rows."""
         self.attention = attention
+        self.folded = folded
         self._rotation = rotation
         self._session = session
         self._in = (attention.query_heads + 2 * attention.key_heads) * attention.size
@@ -82,6 +87,16 @@ class Attending:
         """From qkv (rows, width) to out (rows, width), for all rows of a batch."""
         for call in calls:
             rows = call.stop - call.start
+            if self.folded and rows == 1:
+                cache, position = call.cache, call.last - call.copies
+                cache.folded[layer] = self.folded.run(
+                    cache.folded.get(layer),
+                    cache.memory[layer][0][0, 0],
+                    position,
+                    qkv[call.start],
+                    out[call.start],
+                )
+                continue
             space = self._spaces.get(rows + call.copies) or self._space(rows + call.copies)
             if rows == 1:
                 space.given[...] = qkv[call.start]

@@ -39,6 +39,7 @@ class Attention:
     query_heads: int
     key_heads: int
     size: int
+    scale: float
     inputs: tuple[str, ...]
 
     @property
@@ -103,14 +104,15 @@ def _attention(model: onnx.ModelProto, node: onnx.NodeProto, qkv: str) -> Attent
     whole = {"last_position", "position_count"}
     past = next(value for value in model.graph.input if value.name == node.input[3])
     _, key_heads, _, size = (dimension.dim_value for dimension in past.type.tensor_type.shape.dim)
-    query_heads = next(given.i for given in node.attribute if given.name == "num_heads")
+    given = {attribute.name: attribute for attribute in node.attribute}
+    query_heads, scale = given["num_heads"].i, given["scale"].f
     graph = helper.make_graph(
         [alone],
         "attention",
         [_value(name, onnx.TensorProto.INT32 if name in whole else _FLOAT) for name in inputs],
         [_value(name) for name in outputs],
     )
-    return Attention(_model(model, graph), qkv, node.output[0], query_heads, key_heads, size, inputs)
+    return Attention(_model(model, graph), qkv, node.output[0], query_heads, key_heads, size, scale, inputs)
 
 
 _FLOAT: Final = onnx.TensorProto.FLOAT

@@ -18,6 +18,7 @@ from trifold.cloud.core.engines.engine import Part, check
 from trifold.cloud.core.engines.onnxruntime.attention import Attending, Cache, Call
 from trifold.cloud.core.engines.onnxruntime.cut import cut
 from trifold.cloud.core.engines.onnxruntime.flow import Flow, shapes_of
+from trifold.cloud.core.engines.onnxruntime.folded import Folded, folded
 from trifold.cloud.core.kv.blocks import BLOCK
 from trifold.shared.bundle.folder import Progress, TierFolder
 from trifold.shared.bundle.manifest import Tier
@@ -25,7 +26,7 @@ from trifold.shared.errors import TrifoldError
 from trifold.shared.runtime.engine import PROVIDER, WEIGHTS, load
 from trifold.shared.runtime.fingerprint import fingerprint
 from trifold.shared.runtime.rotation import rotation
-from trifold.shared.runtime.selftest import prove, some_rows
+from trifold.shared.runtime.selftest import SelfTest, prove, some_rows
 from trifold.shared.runtime.shard import (
     COPIES,
     MODEL,
@@ -69,12 +70,17 @@ class OnnxRuntimeEngine:
         wide = any(attention.size > WIDE_HEAD for attention in attentions)
         self._fewest_positions = WIDE_POSITIONS if wide else 0
         self._query_heads = max(attention.query_heads for attention in attentions)
+        self._folds = any(attention.caches == 1 for attention in attentions)
         most = self.most_rows + max(COPIES, self._fewest_positions)
         tables = zip(("cos", "sin"), rotation(spec.rope, self._slots(spec.max_positions)), strict=True)
         self._rotation = {name: value_of(table) for name, table in tables}
         shared = {
             attention.model: Attending(
-                attention, load(attention.model, b"", threads=threads), most, self._rotation
+                attention,
+                load(attention.model, b"", threads=threads),
+                most,
+                self._rotation,
+                folded(attention, threads),
             )
             for attention in attentions
         }
@@ -96,15 +102,20 @@ class OnnxRuntimeEngine:
     ) -> OnnxRuntimeEngine:
         """The engine of a folder, proved. Raises DamagedFile."""
         engine = cls(folder, threads=threads, progress=progress)
-        result = prove(
-            some_rows(engine.hidden, folder.manifest.serving.spec.max_positions),
-            engine.cache,
-            lambda parts: engine.run([Part(*part) for part in parts]),
-            together=BUDGET,
-        )
+        rows = some_rows(engine.hidden, folder.manifest.serving.spec.max_positions)
+        result = engine._prove(rows)
+        if engine._folds and not result.exact:
+            for attending in engine._attending:
+                attending.folded = None
+            result = engine._prove(rows)
         engine.exact = result.exact
         engine.fingerprint = fingerprint(engine.provider, result.digest)
         return engine
+
+    def _prove(self, rows: Rows) -> SelfTest:
+        return prove(
+            rows, self.cache, lambda parts: self.run([Part(*part) for part in parts]), together=BUDGET
+        )
 
     def cache_bytes(self, capacity: int) -> int:
         """Memory of a cache for so many positions."""
@@ -188,4 +199,5 @@ class OnnxRuntimeEngine:
 
     def _slots(self, capacity: int) -> int:
         """Positions that a cache has memory for: copies of the last row go behind it."""
-        return max(capacity + COPIES, self._fewest_positions)
+        slots = max(capacity + COPIES, self._fewest_positions)
+        return Folded.slots(slots) if self._folds else slots
