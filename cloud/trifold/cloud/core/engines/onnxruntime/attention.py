@@ -89,13 +89,11 @@ class Attending:
             rows = call.stop - call.start
             if self.folded and rows == 1:
                 cache, position = call.cache, call.last - call.copies
-                cache.folded[layer] = self.folded.run(
-                    cache.folded.get(layer),
-                    cache.memory[layer][0][0, 0],
-                    position,
-                    qkv[call.start],
-                    out[call.start],
+                [latents] = cache.memory[layer]
+                row = self.folded.run(
+                    cache.folded.get(layer), latents[0, 0], position, qkv[call.start], out[call.start]
                 )
+                cache.folded[layer] = row
                 continue
             space = self._spaces.get(rows + call.copies) or self._space(rows + call.copies)
             if rows == 1:
