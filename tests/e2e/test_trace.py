@@ -22,7 +22,7 @@ from trifold.shared.telemetry import traces
 
 PROMPT = "one two three"
 TOKENS = 6
-STEPS = {"positions", "reused", "queue_ns", "compute_ns"}
+STEPS = {"positions", "queue_ns", "compute_ns"}
 
 
 @pytest.fixture(autouse=True)

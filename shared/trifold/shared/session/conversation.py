@@ -82,7 +82,7 @@ class Conversation(ABC):
                 passage.arrived_ns,
                 answered_ns,
                 positions=rows,
-                reused=reused,
+                **({"reused": reused} if reused else {}),
                 queue_ns=turn.queue_ns,
                 compute_ns=turn.compute_ns,
             )
