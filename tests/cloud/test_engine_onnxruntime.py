@@ -80,6 +80,37 @@ def test_its_fingerprint_is_that_of_the_shard_since_its_bits_are(folder: Path) -
     assert core.fingerprint == shard.fingerprint
 
 
+@pytest.mark.parametrize("shape", ["deepseek_v3", "wide latent", "qwen3_moe"])
+def test_single_rows_after_going_back_are_those_of_the_shard(shape: str, folder: Path) -> None:
+    shard, core = loaded(shape, "int8", folder)
+    rows, wanted = text(core.hidden, 0), alone(shard, 0)
+    cache = core.cache(CAPACITY)
+    core.run([Part(cache, np.full_like(rows, np.nan), 0)])
+    for base_pos, count in [
+        (0, 130),
+        (127, 1),
+        (128, 1),
+        (64, 20),
+        (63, 1),
+        (64, 1),
+        (65, 1),
+        (2, 1),
+        (3, 60),
+    ]:
+        [got] = core.run([Part(cache, rows[base_pos : base_pos + count], base_pos)])
+        assert np.array_equal(got, wanted[base_pos : base_pos + count])
+
+
+def test_a_batch_may_have_as_many_rows_as_the_engine_takes(folder: Path) -> None:
+    shard, core = loaded("deepseek_v3", "int8", folder)
+    rows = text(core.hidden, 0)
+    count, rest = divmod(core.most_rows, CAPACITY)
+    parts = [Part(core.cache(CAPACITY), rows, 0) for _ in range(count)]
+    parts.append(Part(core.cache(CAPACITY), rows[:rest], 0))
+    for got in core.run(parts):
+        assert np.array_equal(got, alone(shard, 0)[: len(got)])
+
+
 def test_a_session_that_goes_back_forgets_what_was_behind(folder: Path) -> None:
     shard, core = loaded("qwen3_moe", "int8", folder)
     rows = text(core.hidden, 0)

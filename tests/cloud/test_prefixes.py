@@ -150,7 +150,11 @@ def test_other_tenants_have_nothing_of_it(bundle: Path) -> None:
 def test_what_was_of_use_last_is_kept_and_its_beginning_longest(bundle: Path) -> None:
     own = engine(bundle)
     first, second, third = prompts(bundle, 3)
-    prefixes = Prefixes(own, 3 * (own.cache_bytes(BLOCK) + 4 * BLOCK * own.hidden))
+    cache = own.cache(BLOCK)
+    own.run([Part(cache, first[:BLOCK], 0)])
+    block = sum(kept.nbytes for kept in own.copy_block(cache, 0)) + first[:BLOCK].nbytes
+    assert Prefixes(own, 3 * block - 1)._most == 2
+    prefixes = Prefixes(own, 3 * block)
     extended(prefixes, first)
     extended(prefixes, second[:BLOCK])
     assert extended(prefixes, first)[1] == 2 * BLOCK

@@ -43,6 +43,32 @@ def test_an_engine_that_has_no_weights_here_is_skipped_and_says_what_it_lacks(tm
     assert "trifold split --train" in told["torch"].detail
 
 
+def test_settings_of_one_engine_are_not_held_against_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIFOLD_CLOUD_WEIGHTS", "fp32")
+    (tmp_path / "trifold.toml").write_text('[cloud]\ndevice = "cuda:7"\n')
+    patient = Patient(config=tmp_path / "trifold.toml", bundle=core_of(tmp_path, train=True), threads=1)
+    onnxruntime, tensorrt, torch = found(ENGINES, patient)
+    assert onnxruntime.verdict == "ok"
+    assert "--weights" not in tensorrt.detail
+    assert torch.verdict == "skipped"
+    assert "cuda:7" in torch.detail
+
+
+def test_an_engine_that_does_not_fit_the_memory_is_skipped(tmp_path: Path) -> None:
+    core = core_of(tmp_path, train=True)
+    sizes = [sum((core / name).stat().st_size for name in names) for names in _NEEDS]
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text(f"MemAvailable: {(sizes[0] + sizes[1]) // 2 // 1024} kB\n")
+    onnxruntime, _, torch = found(ENGINES, Patient(bundle=core, threads=1, root=tmp_path))
+    assert onnxruntime.verdict == "ok"
+    assert torch.detail == "torch: the core does not fit the memory"
+
+
+_NEEDS = ["model.onnx", "weights.bin", "config.json"], ["float.safetensors"]
+
+
 def test_a_site_has_none(bundle: Path) -> None:
     for patient in (Patient(), Patient(bundle=bundle), Patient(bundle=bundle / "edge")):
         [finding] = found(ENGINES, patient)
@@ -54,6 +80,7 @@ def test_a_site_has_none(bundle: Path) -> None:
     [
         ("import os; os.abort()", "it ended the process that tried it (SIGABRT)"),
         ("raise SystemExit('out of memory')", "out of memory"),
+        ("print('a banner')", "makes no sense: a banner"),
         ('print(\'{"fingerprint": "f", "exact": true, "error": NaN, "seconds": 1}\')', "wrong results"),
         ('print(\'{"fingerprint": "f", "exact": true, "error": 0.9, "seconds": 1}\')', "wrong results"),
         ('print(\'{"fingerprint": "f", "exact": false, "error": 0, "seconds": 1}\')', "NOT exact"),
@@ -68,4 +95,5 @@ def test_an_engine_that_fails_in_its_own_way_is_told(
     for finding in found(ENGINES, Patient(bundle=bundle / "cloud")):
         assert finding.verdict == "warning"
         assert told in finding.detail
-        assert "--engine onnxruntime" in finding.remedy
+        own = finding.detail.startswith("onnxruntime:")
+        assert ("install onnxruntime again" if own else "--engine onnxruntime") in finding.remedy

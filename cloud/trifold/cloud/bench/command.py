@@ -68,20 +68,20 @@ def core(
         loaded = loader(settings)(folder, progress=lambda done, total: None)
     measure, width = _measure(settings, folder.manifest.serving.quantization)
     with console.status("measuring the machine …"):
-        before = measure()
+        before = measure and measure()
     timed = Core(loaded, folder.manifest, width, context)
     with console.status("timing …"):
         decode = timed.decode([count for count in SESSIONS if count <= sessions])
         prefill = timed.prefill(prompt)
     with console.status("measuring the machine again …"):
-        machine = before and before.best(measure())
+        machine = before.best(measure()) if before and measure else None
     report = Report(loaded.fingerprint, context, machine, decode, prefill)
     typer.echo(report.json() if as_json else report.text())
 
 
 def _measure(
     settings: CloudSettings, quantization: Quantization
-) -> tuple[Callable[[], Machine | None], float | None]:
+) -> tuple[Callable[[], Machine] | None, float | None]:
     """What measures the machine with this engine, where that can be done; bytes of a weight, for Core."""
     if settings.engine == "onnxruntime":
         cores = settings.threads or len(os.sched_getaffinity(0))
@@ -94,4 +94,4 @@ def _measure(
         return lambda: Machine(rates.read_rate(device), rates.matrix_rate(device, weights)), rates.WIDTHS[
             weights
         ]
-    return lambda: None, None
+    return None, None

@@ -32,10 +32,8 @@ class Machine:
     read_rate: float
     matrix_rate: float
 
-    def best(self, other: Machine | None) -> Machine:
+    def best(self, other: Machine) -> Machine:
         """Of two measurements: others use the machine, too, and slow down one or both."""
-        if other is None:
-            return self
         return Machine(max(self.read_rate, other.read_rate), max(self.matrix_rate, other.matrix_rate))
 
 

@@ -32,7 +32,9 @@ class Prefixes:
     def __init__(self, engine: Engine[Any], memory: int) -> None:
         """Nothing is shared of an engine that is not exact, or cannot copy."""
         self.engine = engine if isinstance(engine, Copying) and engine.exact else None
-        self._most = memory // (engine.cache_bytes(BLOCK) + 4 * BLOCK * engine.hidden)
+        # The first blocks of a cache may have more than theirs.
+        block = engine.cache_bytes(3 * BLOCK) - engine.cache_bytes(2 * BLOCK)
+        self._most = memory // (block + 4 * BLOCK * engine.hidden)
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
 
     def begin(self, tenant: str, cache: Cache) -> Prefix | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -54,7 +55,8 @@ def doctor(
     self-test, and where that is a core's part alone, every engine that could serve it; with --tls it looks
     at the node's certificate and asks its authority; with --core it compares the clocks and measures the
     round trip; with --bundle and --core it measures the bandwidth, in a session of random rows. What was not
-    given is skipped. Nothing is changed, neither here nor there.
+    given is skipped. Nothing is changed, neither here nor there, but that an engine which TensorRT builds is
+    kept for serving.
 
     The settings of `trifold edge serve` (trifold.toml, TRIFOLD_EDGE_*) count here, too: where that is set up,
     `trifold doctor` alone examines what it would serve with.
@@ -64,7 +66,7 @@ def doctor(
     settings = DoctorSettings.load(
         config, bundle=bundle, core=core, tls=tls, insecure=insecure, threads=threads, timeout=timeout
     )
-    findings = _examined(settings.patient())
+    findings = _examined(replace(settings.patient(), config=config))
     if as_json:
         typer.echo(report.as_json(findings))
     else:

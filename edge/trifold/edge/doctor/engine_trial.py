@@ -33,10 +33,12 @@ class EngineTrial:
 def run_engine(name: str, folder: TierFolder, threads: int) -> EngineTrial:
     """Raises ConfigError where the engine is not set up here, or the bundle has not what it computes with."""
     [entry] = entry_points(group=ENGINES, name=name)
-    core: Any = entry.load()(folder)
     shard = Shard(folder, threads=threads)
     rows = inputs_for(shard)
-    (got, seconds), (wanted, _) = timed(core, rows), timed(shard, rows)
+    wanted, _ = timed(shard, rows)
+    del shard  # before the engine, as memory may be enough for one of them
+    core: Any = entry.load()(folder)
+    got, seconds = timed(core, rows)
     error = np.linalg.norm(got - wanted) / np.linalg.norm(wanted)
     return EngineTrial(core.fingerprint, core.exact, float(error), seconds)
 

@@ -16,6 +16,7 @@ class Patient:
     `kv_memory` are the bytes that an edge may fill with caches, `root` is where the machine's files begin.
     """
 
+    config: Path | None = None
     bundle: Path | None = None
     core: str | None = None
     tls: Path | None = None

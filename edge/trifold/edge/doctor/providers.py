@@ -16,7 +16,7 @@ from trifold.edge.doctor.memory import fits
 from trifold.edge.doctor.patient import Patient
 from trifold.edge.doctor.process import TrialFailed, tried
 from trifold.edge.doctor.tiers import whole
-from trifold.edge.doctor.trial import RIGHT, Trial, probe, run_shard
+from trifold.edge.doctor.trial import Trial, probe, run_shard
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.errors import TrifoldError
 from trifold.shared.runtime.engine import PROVIDER
@@ -24,6 +24,9 @@ from trifold.shared.runtime.engine import PROVIDER
 _ELSEWHERE: Final = {"AzureExecutionProvider": "it calls services of others, and computes nothing here"}
 
 _TRIAL: Final = "trifold.edge.doctor.trial"
+
+_RIGHT: Final = 0.05
+"""The largest difference from the CPU, relative to the largest value, that other arithmetic explains."""
 
 _SPEED_ONLY: Final = f"Trifold's shards run on {PROVIDER}, and need no other"
 
@@ -54,7 +57,7 @@ def _own(patient: Patient, folders: list[TierFolder]) -> Finding:
     except TrifoldError as error:
         return fault(f"{PROVIDER}: {error.message}")
     told = f"{PROVIDER}: {_told(trials)}"
-    return fault(f"{told}: wrong results") if _worst(trials) > RIGHT else ok(told)
+    return fault(f"{told}: wrong results") if _worst(trials) > _RIGHT else ok(told)
 
 
 def _other(provider: str, patient: Patient, folders: list[TierFolder]) -> Finding:
@@ -65,7 +68,7 @@ def _other(provider: str, patient: Patient, folders: list[TierFolder]) -> Findin
     except TrialFailed as reason:
         return warning(f"{provider}: {reason}", remedy)
     told = f"{provider}: {_told(trials)}"
-    if _worst(trials) > RIGHT:
+    if _worst(trials) > _RIGHT:
         return warning(f"{told}: wrong results", remedy)
     if not any(found.nodes.get(provider) for found in trials):
         return warning(f"{told}: it has taken no node", remedy)

@@ -28,9 +28,6 @@ _PROBE: Final = Path(__file__).with_name("probe.onnx")
 
 _ROWS: Final = 8
 
-RIGHT: Final = 0.05
-"""The largest difference from the CPU, relative to the largest value, that other arithmetic explains."""
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -54,7 +51,7 @@ def probe(provider: str, threads: int) -> Trial:
     seconds = perf_counter() - began
     powers = np.exp(left @ right)
     wanted = powers / powers.sum(axis=-1, keepdims=True)
-    return Trial("a small graph", placement(session), difference(got, wanted), seconds)
+    return Trial("a small graph", placement(session), _difference(got, wanted), seconds)
 
 
 def run_shard(provider: str, folder: TierFolder, threads: int) -> Trial:
@@ -63,7 +60,7 @@ def run_shard(provider: str, folder: TierFolder, threads: int) -> Trial:
     given = inputs_for(shard)
     got, seconds = timed(shard, given)
     wanted = got if provider == PROVIDER else timed(Shard(folder, threads=threads), given)[0]
-    return Trial(f"the {folder.tier} shard", shard.placement, difference(got, wanted), seconds)
+    return Trial(f"the {folder.tier} shard", shard.placement, _difference(got, wanted), seconds)
 
 
 def inputs_for(shard: Shard) -> NDArray[Any]:
@@ -82,7 +79,7 @@ def timed(shard: Core, inputs: NDArray[Any]) -> tuple[NDArray[Any], float]:
     return got, perf_counter() - began
 
 
-def difference(got: NDArray[Any], wanted: NDArray[Any]) -> float:
+def _difference(got: NDArray[Any], wanted: NDArray[Any]) -> float:
     return float(np.abs(got - wanted).max() / np.abs(wanted).max())
 
 

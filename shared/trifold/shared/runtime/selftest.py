@@ -19,12 +19,12 @@ Run = Callable[[Sequence[tuple[Any, NDArray[Any], int]]], Sequence[Rows]]
 ROWS: Final = 140
 
 CHUNKINGS: Final = (
-    (1, 1, 1, 2, 3, 5, 16, 36, 1, 63, 1, 10),
+    (1, 1, 1, 2, 3, 5, 16, 1, 17, 1, 17, 1, 24, 1, 20, 1, 17, 1, 10),
     (64, 65, 11),
     (5, 123, 1, 1, 10),
 )
-"""Single rows at the start, around 64 and around 128, where kernels change tiles; small and large parts."""
-
+"""Single rows at the start, around 64 and around 128, where kernels change tiles, and in between, behind
+other numbers of whole vectors; small and large parts."""
 
 _DISTINCT: Final = 32
 """Rows that single ones in company are: each is computed alone, too."""

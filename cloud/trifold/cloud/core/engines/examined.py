@@ -22,5 +22,7 @@ def torch(folder: TierFolder) -> Alone:
 
 def _alone(folder: TierFolder, engine: EngineName) -> Alone:
     """With the settings of `trifold cloud serve`, as far as they are this engine's. Raises ConfigError."""
-    settings = CloudSettings.load(None, bundle=folder.path, engine=engine)
+    fields = CloudSettings.model_fields
+    others = {} if engine == "torch" else {name: fields[name].default for name in ("device", "weights")}
+    settings = CloudSettings.load(None, bundle=folder.path, engine=engine, **others)
     return Alone.loader(loader(settings))(folder)

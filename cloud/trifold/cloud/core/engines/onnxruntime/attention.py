@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from trifold.cloud.core.engines.onnxruntime.cut import Attention
 from trifold.cloud.core.engines.onnxruntime.folded import Folded, Single
-from trifold.shared.runtime.shard import COPIES, Rows, value_of
+from trifold.shared.runtime.shard import COPIES, WIDE_POSITIONS, Rows, value_of
 
 _ONE: Final = 1 + COPIES
 
@@ -31,6 +31,16 @@ class Cache:
         """By layer, to be run again for one row."""
         self.folded: dict[int, Single] = {}
         """The same, where heads are folded."""
+
+    def forget(self, base_pos: int) -> None:
+        """What lies at that position and behind it."""
+        if base_pos < self.have:
+            # Folded heads give such rows no weight, but no weight times what is not finite is not 0.
+            copied = max(self.have + COPIES, WIDE_POSITIONS)
+            for layer in self.memory:
+                for kept in layer:
+                    kept[:, :, base_pos:copied] = 0
+            self.have = base_pos
 
     def stand(self, last: int) -> None:
         """Says at what position the last row, or copy of it, of the calls that come stands."""

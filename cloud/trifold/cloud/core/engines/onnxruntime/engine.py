@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,9 @@ from trifold.shared.runtime.shard import (
     value_of,
 )
 
-_LOADED_AT_ONCE: Final = min(4, len(os.sched_getaffinity(0)))
+_log: Final = logging.getLogger(__name__)
+
+_LOADED_AT_ONCE: Final = 4
 """Graphs, as ONNX Runtime packs the weights of each on one thread."""
 
 
@@ -51,7 +54,7 @@ class OnnxRuntimeEngine:
     def __init__(
         self, folder: TierFolder, *, threads: int = 0, progress: Progress = lambda done, total: None
     ) -> None:
-        """On `threads` threads, or on one for each physical core (0).
+        """On `threads` threads, or on one for each physical core (0); loads on as many, but few.
 
         `progress` hears of the weights checked, and then of those loaded. Raises DamagedFile.
         """
@@ -61,7 +64,8 @@ class OnnxRuntimeEngine:
         self.exact = False
         betweens, attentions = cut(folder.read(MODEL))
         # Of no more graphs at a time are weights in memory twice, as read and as packed.
-        with folder.mapped(WEIGHTS, progress) as weights, ThreadPoolExecutor(_LOADED_AT_ONCE) as loading:
+        loaders = min(_LOADED_AT_ONCE, threads or len(os.sched_getaffinity(0)))
+        with folder.mapped(WEIGHTS, progress) as weights, ThreadPoolExecutor(loaders) as loading:
             sessions = loading.map(lambda one: load(one.model, weights, threads=threads), betweens)
             self._graphs = []
             for session, between in zip(sessions, betweens, strict=True):
@@ -72,7 +76,9 @@ class OnnxRuntimeEngine:
         self._query_heads = max(attention.query_heads for attention in attentions)
         self._folds = any(attention.caches == 1 for attention in attentions)
         most = self.most_rows + max(COPIES, self._fewest_positions)
-        tables = zip(("cos", "sin"), rotation(spec.rope, self._slots(spec.max_positions)), strict=True)
+        # The operator takes the rows of a batch for a sequence, of which a table must not have fewer.
+        positions = max(self._slots(spec.max_positions), self.most_rows)
+        tables = zip(("cos", "sin"), rotation(spec.rope, positions), strict=True)
         self._rotation = {name: value_of(table) for name, table in tables}
         shared = {
             attention.model: Attending(
@@ -105,6 +111,7 @@ class OnnxRuntimeEngine:
         rows = some_rows(engine.hidden, folder.manifest.serving.spec.max_positions)
         result = engine._prove(rows)
         if engine._folds and not result.exact:
+            _log.warning("folded heads give other bits on this machine: attention goes on without, slower")
             for attending in engine._attending:
                 attending.folded = None
             result = engine._prove(rows)
@@ -143,7 +150,7 @@ class OnnxRuntimeEngine:
         for part in batch:
             check(part, self.hidden)
         for part in batch:
-            part.cache.have = min(part.cache.have, part.base_pos)
+            part.cache.forget(part.base_pos)
         starts = [*accumulate((len(part.rows) for part in batch), initial=0)]
         flow = self._flow(starts[-1])
         np.concatenate([part.rows for part in batch], out=flow.rows("rows"))
@@ -199,5 +206,5 @@ class OnnxRuntimeEngine:
 
     def _slots(self, capacity: int) -> int:
         """Positions that a cache has memory for: copies of the last row go behind it."""
-        slots = max(capacity + COPIES, self._fewest_positions)
-        return Folded.slots(slots) if self._folds else slots
+        spans = Folded.slots(capacity) if self._folds else 0
+        return max(capacity + COPIES, self._fewest_positions, spans)

@@ -82,8 +82,10 @@ def _outputs(
 ) -> list[NDArray[Any]]:
     """What a graph makes of so many rows of zeros."""
     given: dict[str, Any] = {"row_count": np.array([rows]), "positions": np.zeros((1, rows), np.int64)}
-    given |= {name: value.numpy() for name, value in rotation.items()}
-    for name, shape in shapes.items():
-        given[name] = np.zeros([rows if size < 0 else size for size in shape], np.float32)
+    for name in between.inputs:
+        if name in rotation:
+            given[name] = rotation[name].numpy()
+        elif name in shapes:
+            given[name] = np.zeros([rows if size < 0 else size for size in shapes[name]], np.float32)
     outputs: list[NDArray[Any]] = session.run(between.outputs, {name: given[name] for name in between.inputs})
     return outputs
