@@ -18,6 +18,7 @@ from trifold.cloud.core.engines.onnxruntime import attention, engine
 from trifold.cloud.core.engines.onnxruntime.cut import Attention
 from trifold.cloud.core.engines.onnxruntime.engine import OnnxRuntimeEngine
 from trifold.cloud.core.engines.onnxruntime.folded import Folded, Single, folded
+from trifold.cloud.core.kv.blocks import BLOCK
 from trifold.shared.bundle.folder import TierFolder
 from trifold.shared.bundle.manifest import Quantization
 from trifold.shared.errors import InvalidRequest, OutOfSequence
@@ -80,10 +81,16 @@ def test_its_fingerprint_is_that_of_the_shard_since_its_bits_are(folder: Path) -
     assert core.fingerprint == shard.fingerprint
 
 
+@pytest.mark.parametrize("step", [BLOCK, 1])
 @pytest.mark.parametrize("shape", ["deepseek_v3", "wide latent", "qwen3_moe"])
-def test_single_rows_after_going_back_are_those_of_the_shard(shape: str, folder: Path) -> None:
+def test_single_rows_after_going_back_are_those_of_the_shard(
+    shape: str, step: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shard, core = loaded(shape, "int8", folder)
     rows, wanted = text(core.hidden, 0), alone(shard, 0)
+    for attending in core._attending:
+        if attending.folded:
+            monkeypatch.setattr(attending.folded, "step", step)
     cache = core.cache(CAPACITY)
     core.run([Part(cache, np.full_like(rows, np.nan), 0)])
     for base_pos, count in [
@@ -130,14 +137,16 @@ def test_a_self_test_finds_an_engine_whose_rows_depend_on_their_company(
     assert not OnnxRuntimeEngine.load(TierFolder.open(bundle, "cloud"), threads=1).exact
 
 
-def test_where_folded_heads_give_other_bits_they_are_not_folded(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("others", [(BLOCK,), (BLOCK, 1)])
+def test_where_folded_heads_give_other_bits_they_are_folded_otherwise_or_not(
+    others: tuple[int, ...], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Folded.run
 
     def otherwise(self: Folded, *arguments: Any) -> Single:
         single = run(self, *arguments)
-        arguments[-1][0] = np.nextafter(arguments[-1][0], np.float32(np.inf))
+        if self.step in others:
+            arguments[-1][:] = np.nextafter(arguments[-1], np.float32(np.inf))
         return single
 
     monkeypatch.setattr(Folded, "run", otherwise)
@@ -146,6 +155,8 @@ def test_where_folded_heads_give_other_bits_they_are_not_folded(
         TierFolder.open(bundle_of("deepseek_v3", "int8", folder), "cloud"), threads=1
     )
     assert core.exact
+    steps = {attending.folded.step if attending.folded else None for attending in core._attending}
+    assert steps == {None if 1 in others else 1}
     cache, rows = core.cache(CAPACITY), text(core.hidden, 0)
     got = [core.run([Part(cache, rows[[at]], at)])[0] for at in range(5)]
     assert np.array_equal(np.concatenate(got), alone(shard, 0)[:5])

@@ -97,8 +97,8 @@ class Attending:
         """From qkv (rows, width) to out (rows, width), for all rows of a batch."""
         for call in calls:
             rows = call.stop - call.start
-            if self.folded and rows == 1:
-                cache, position = call.cache, call.last - call.copies
+            cache, position = call.cache, call.last - call.copies
+            if self.folded and rows == 1 and self.folded.takes(position):
                 [latents] = cache.memory[layer]
                 row = self.folded.run(
                     cache.folded.get(layer), latents[0, 0], position, qkv[call.start], out[call.start]

@@ -110,14 +110,22 @@ class OnnxRuntimeEngine:
         engine = cls(folder, threads=threads, progress=progress)
         rows = some_rows(engine.hidden, folder.manifest.serving.spec.max_positions)
         result = engine._prove(rows)
-        if engine._folds and not result.exact:
+        if not result.exact and engine._fold(1):
+            result = engine._prove(rows)
+        if not result.exact and engine._fold(0):
             _log.warning("folded heads give other bits on this machine: attention goes on without, slower")
-            for attending in engine._attending:
-                attending.folded = None
             result = engine._prove(rows)
         engine.exact = result.exact
         engine.fingerprint = fingerprint(engine.provider, result.digest)
         return engine
+
+    def _fold(self, step: int) -> bool:
+        """Whether heads are folded: from now on in spans that grow by `step` positions, or (0) not at all."""
+        for attending in self._attending:
+            if attending.folded:
+                attending.folded.step = step
+                attending.folded = attending.folded if step else None
+        return self._folds
 
     def _prove(self, rows: Rows) -> SelfTest:
         return prove(

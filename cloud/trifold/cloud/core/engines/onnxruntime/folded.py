@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from trifold.cloud.core.engines.onnxruntime.cut import Attention
 from trifold.cloud.core.kv.blocks import BLOCK, blocks_of
 from trifold.shared.runtime.engine import load
-from trifold.shared.runtime.shard import Rows, value_of
+from trifold.shared.runtime.shard import WIDE_POSITIONS, Rows, value_of
 
 _FEWEST_HEADS: Final = 8
 """Of a group: fewer are not worth a thread."""
@@ -44,6 +44,9 @@ class Folded:
         heads, self._size = attention.query_heads, attention.size
         groups = (count for count in range(1, threads + 1) if heads % count == 0)
         self.groups = max((count for count in groups if heads // count >= _FEWEST_HEADS), default=1)
+        self.step = BLOCK
+        """Positions from one span to the next. With 1 the sums of softmax have no zeros behind them, which
+        arm64 would add up in another order; but each row has to be bound again."""
         self._session = session
         self._query = np.zeros((1, self.groups, heads // self.groups, self._size), np.float32)
         self._out = np.zeros_like(self._query)
@@ -54,13 +57,18 @@ class Folded:
         """For which a cache needs memory, to hold so many."""
         return BLOCK * max(blocks_of(positions), _FEWEST_BLOCKS)
 
+    def takes(self, position: int) -> bool:
+        """Whether the row there. Few keys are multiplied in ways of their own, and spans by position have no
+        others behind them."""
+        return self.step == BLOCK or position >= WIDE_POSITIONS - 1
+
     def run(self, single: Single | None, latents: Rows, position: int, qkv: Rows, out: Rows) -> Single:
         """From qkv (width) to out (heads · size), for the row at `position`; what to bring for the next one.
 
         `latents` (slots, size) are the layer's, of all positions before.
         """
         latents[position] = qkv[-self._size :]
-        span = self.slots(position + 1)
+        span = self.slots(position + 1) if self.step == BLOCK else position + 1
         if single is None or single.span != span:
             single = self._bind(latents[None, None, :span])
         self._query.reshape(-1)[:] = qkv[: self._query.size]
