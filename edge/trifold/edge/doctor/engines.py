@@ -1,4 +1,4 @@
-"""The engines that can compute the core, where the cloud's part of a bundle lies: each serves it once."""
+"""The engines that can compute the core, where the cloud's part of a bundle lies: each gets a few rows."""
 
 from __future__ import annotations
 
