@@ -155,8 +155,8 @@ def test_where_folded_heads_give_other_bits_they_are_folded_otherwise_or_not(
         TierFolder.open(bundle_of("deepseek_v3", "int8", folder), "cloud"), threads=1
     )
     assert core.exact
-    steps = {attending.folded.step if attending.folded else None for attending in core._attending}
-    assert steps == {None if 1 in others else 1}
+    steps = {attending.folded.step for attending in core._attending if attending.folded}
+    assert steps == {0 if 1 in others else 1}
     cache, rows = core.cache(CAPACITY), text(core.hidden, 0)
     got = [core.run([Part(cache, rows[[at]], at)])[0] for at in range(5)]
     assert np.array_equal(np.concatenate(got), alone(shard, 0)[:5])

@@ -13,7 +13,8 @@ MIB: Final = 1 << 20
 class Patient:
     """None stands for what was not given: its checks are skipped.
 
-    `kv_memory` are the bytes that an edge may fill with caches, `root` is where the machine's files begin.
+    `config` is the TOML file of settings, `kv_memory` are the bytes that an edge may fill with caches, `root`
+    is where the machine's files begin.
     """
 
     config: Path | None = None

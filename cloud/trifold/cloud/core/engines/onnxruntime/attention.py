@@ -37,9 +37,9 @@ class Cache:
         if base_pos < self.have:
             # Folded heads give such rows no weight, but no weight times what is not finite is not 0.
             copied = max(self.have + COPIES, WIDE_POSITIONS)
-            for layer in self.memory:
-                for kept in layer:
-                    kept[:, :, base_pos:copied] = 0
+            for latents, *values in self.memory:
+                if not values:
+                    latents[:, :, base_pos:copied] = 0
             self.have = base_pos
 
     def stand(self, last: int) -> None:

@@ -30,7 +30,8 @@ class Between:
 class Attention:
     """One layer's: it takes the value `qkv` and gives `out` (1, rows, query_heads · size).
 
-    qkv has (query_heads + 2 · key_heads) · size values a row. Layers of equal `model` can share a session.
+    qkv has (query_heads + 2 · key_heads) · size values a row; `scale` is what scores are multiplied by, and
+    `inputs` are those of `model`. Layers of equal `model` can share a session.
     """
 
     model: bytes
@@ -96,8 +97,8 @@ def _attention(model: onnx.ModelProto, node: onnx.NodeProto, qkv: str) -> Attent
     alone = onnx.NodeProto()
     alone.CopyFrom(node)
     alone.name = ""
-    value = "key" if node.input[3] == node.input[4] else "value"
-    names = ("qkv", "", "", "key", value, "last_position", "position_count", "cos", "sin")[: len(node.input)]
+    values = "key" if node.input[3] == node.input[4] else "value"
+    names = ("qkv", "", "", "key", values, "last_position", "position_count", "cos", "sin")[: len(node.input)]
     outputs = ("out", "present_key", "present_value")
     alone.input[:], alone.output[:] = names, outputs
     inputs = tuple(dict.fromkeys(name for name in names if name))

@@ -74,12 +74,12 @@ class OnnxRuntimeEngine:
         wide = any(attention.size > WIDE_HEAD for attention in attentions)
         self._fewest_positions = WIDE_POSITIONS if wide else 0
         self._query_heads = max(attention.query_heads for attention in attentions)
-        self._folds = any(attention.caches == 1 for attention in attentions)
+        self._latent = any(attention.caches == 1 for attention in attentions)
         most = self.most_rows + max(COPIES, self._fewest_positions)
         # The operator takes the rows of a batch for a sequence, of which a table must not have fewer.
         positions = max(self._slots(spec.max_positions), self.most_rows)
-        tables = zip(("cos", "sin"), rotation(spec.rope, positions), strict=True)
-        self._rotation = {name: value_of(table) for name, table in tables}
+        tables = dict(zip(("cos", "sin"), rotation(spec.rope, positions), strict=True))
+        self._rotation = {name: value_of(table) for name, table in tables.items()}
         shared = {
             attention.model: Attending(
                 attention,
@@ -95,7 +95,7 @@ class OnnxRuntimeEngine:
         attended = {
             attention.out: (1, -1, attention.query_heads * attention.size) for attention in attentions
         }
-        self._shapes = shapes_of(self._graphs, attended, self.hidden, self._rotation)
+        self._shapes = shapes_of(self._graphs, attended, self.hidden, tables)
         self._memory = {
             name: np.zeros(self.most_rows * prod(size for size in shape if size > 0), np.float32)
             for name, shape in self._shapes.items()
@@ -124,8 +124,7 @@ class OnnxRuntimeEngine:
         for attending in self._attending:
             if attending.folded:
                 attending.folded.step = step
-                attending.folded = attending.folded if step else None
-        return self._folds
+        return self._latent
 
     def _prove(self, rows: Rows) -> SelfTest:
         return prove(
@@ -162,7 +161,7 @@ class OnnxRuntimeEngine:
         starts = [*accumulate((len(part.rows) for part in batch), initial=0)]
         flow = self._flow(starts[-1])
         np.concatenate([part.rows for part in batch], out=flow.rows("rows"))
-        for part, start in zip(batch, starts, strict=False):
+        for part, start in zip(batch if self._latent else (), starts, strict=False):
             end = start + len(part.rows)
             flow.positions[start:end] = np.arange(part.base_pos, part.base_pos + len(part.rows))
         calls = [
@@ -214,5 +213,5 @@ class OnnxRuntimeEngine:
 
     def _slots(self, capacity: int) -> int:
         """Positions that a cache has memory for: copies of the last row go behind it."""
-        spans = Folded.slots(capacity) if self._folds else 0
+        spans = Folded.slots(capacity) if self._latent else 0
         return max(capacity + COPIES, self._fewest_positions, spans)

@@ -58,7 +58,7 @@ def shapes_of(
     graphs: Sequence[tuple[ort.InferenceSession, Between]],
     attended: Mapping[str, tuple[int, ...]],
     hidden: int,
-    rotation: Mapping[str, ort.OrtValue],
+    rotation: Mapping[str, Rows],
 ) -> dict[str, tuple[int, ...]]:
     """The shape of every value between the graphs, -1 for its rows, as two small batches show them.
 
@@ -78,14 +78,16 @@ def _outputs(
     between: Between,
     shapes: Mapping[str, tuple[int, ...]],
     rows: int,
-    rotation: Mapping[str, ort.OrtValue],
+    rotation: Mapping[str, Rows],
 ) -> list[NDArray[Any]]:
     """What a graph makes of so many rows of zeros."""
-    given: dict[str, Any] = {"row_count": np.array([rows]), "positions": np.zeros((1, rows), np.int64)}
+    given: dict[str, NDArray[Any]] = {
+        "row_count": np.array([rows]),
+        "positions": np.zeros((1, rows), np.int64),
+        **rotation,
+    }
     for name in between.inputs:
-        if name in rotation:
-            given[name] = rotation[name].numpy()
-        elif name in shapes:
+        if name in shapes:
             given[name] = np.zeros([rows if size < 0 else size for size in shapes[name]], np.float32)
     outputs: list[NDArray[Any]] = session.run(between.outputs, {name: given[name] for name in between.inputs})
     return outputs

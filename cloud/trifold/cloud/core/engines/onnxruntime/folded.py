@@ -46,7 +46,7 @@ class Folded:
         self.groups = max((count for count in groups if heads // count >= _FEWEST_HEADS), default=1)
         self.step = BLOCK
         """Positions from one span to the next. With 1 the sums of softmax have no zeros behind them, which
-        arm64 would add up in another order; but each row has to be bound again."""
+        arm64 would add up in another order; but each row has to be bound again. With 0 nothing is folded."""
         self._session = session
         self._query = np.zeros((1, self.groups, heads // self.groups, self._size), np.float32)
         self._out = np.zeros_like(self._query)
@@ -60,7 +60,7 @@ class Folded:
     def takes(self, position: int) -> bool:
         """Whether the row there. Few keys are multiplied in ways of their own, and spans by position have no
         others behind them."""
-        return self.step == BLOCK or position >= WIDE_POSITIONS - 1
+        return self.step == BLOCK or (self.step == 1 and position >= WIDE_POSITIONS - 1)
 
     def run(self, single: Single | None, latents: Rows, position: int, qkv: Rows, out: Rows) -> Single:
         """From qkv (width) to out (heads · size), for the row at `position`; what to bring for the next one.
